@@ -1,0 +1,134 @@
+"""python3 -m harness COMMAND: one door to everything. Standard library only until the set-up is done."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - this file is also read by Pythons that cannot run the project
+    import os
+    from pathlib import Path
+
+    from harness.bootstrap.errors import SetupError
+    from harness.bootstrap.report import publish_failure
+
+    _found = ".".join(str(part) for part in sys.version_info[:3])
+    publish_failure(
+        SetupError(
+            "python",
+            f"this is Python {_found}; the project needs 3.11 or later",
+            "run the same command with python3.11 or python3.12 in place of python3",
+            blocked=True,
+        ),
+        Path(__file__).resolve().parents[1],
+        dict(os.environ),
+    )
+    sys.exit(11)
+
+import importlib
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """``where`` is "module:function"; the function takes the arguments after the command's name and returns the exit
+    code. With ``needs_setup`` it is called in the interpreter that was set up, which happens first if needed."""
+
+    where: str
+    help: str
+    needs_setup: bool
+
+
+# A new command is one line here and a function somewhere.
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "harness.bootstrap.commands:run", "set up if needed, train, check the gates, print the report", False
+    ),
+    "test": Command("harness.bootstrap.commands:test", "set up if needed, then ruff, mypy and the whole suite", False),
+    "bootstrap": Command("harness.bootstrap.commands:bootstrap", "only set up", False),
+}
+
+_OWN_HELP = {
+    "run": """\
+usage: python3 -m harness run [PYTEST ARGUMENTS]
+
+Sets up if needed, runs `pytest -m smoke` with your arguments added, and ends with the report.""",
+    "test": """\
+usage: python3 -m harness test [PYTEST ARGUMENTS]
+
+Sets up if needed, runs ruff and mypy, then `pytest` with your arguments added. All of them run; any of them can
+fail the whole.""",
+    "bootstrap": """\
+usage: python3 -m harness bootstrap
+
+Sets up and does nothing else. Into the active virtual environment or Colab's interpreter if there is one, into .venv
+in the checkout otherwise. A torch that is installed is never replaced. A second call finds nothing to do.""",
+}
+
+SWITCHES = """\
+environment (set-up; an empty value counts as unset, relative paths are relative to the checkout):
+  RUN_GIT_SYNC=0|1                  fetch, check out and pull --rebase the default branch first (0)
+  EXPECTED_HEAD=HASH                stop unless HEAD starts with these digits, at least 7
+  AUDIOCRAFT_SOURCE=DIR             use this checkout of audiocraft in place of the package
+  INSTALL_AUDIOCRAFT_EDITABLE=auto|1|0
+                                    install it editable; 0: import it over PYTHONPATH; auto: the first that works (auto)
+  PIP_BOOTSTRAP_URL=URL             where get-pip.py is, should pip be missing and ensurepip not work
+  LANE_RUN_DIR=DIR                  where a run leaves its files (artifacts)"""
+
+EXIT_CODES = """\
+exit codes:
+  0        everything passed
+  1        a test, a gate or a check failed
+  2 to 5   as pytest says: interrupted, internal error, wrong usage, no tests found
+  10, 11   the set-up failed; is blocked by something you have to decide or provide
+  64       this command line is not understood
+  128+N    ended by signal N"""
+
+
+def usage() -> str:
+    """The text of ``--help``."""
+    width = max(len(name) for name in COMMANDS)
+    lines = ["usage: python3 -m harness COMMAND [ARGUMENTS]", "", "commands (each has --help):"]
+    lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", SWITCHES, "", EXIT_CODES])
+
+
+def main(argv: list[str]) -> int:
+    """Find the command in the table and call it."""
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        found = f"unknown command {argv[0]!r}" if argv else "no command given"
+        print(f"{found}; there are: {', '.join(COMMANDS)}. More: python3 -m harness --help", file=sys.stderr)
+        return 64
+    name, arguments = argv[0], argv[1:]
+    if name in _OWN_HELP and arguments and arguments[0] in ("-h", "--help"):
+        print(f"{_OWN_HELP[name]}\n\n{SWITCHES}\n\n{EXIT_CODES}")
+        return 0
+    if name == "bootstrap" and arguments:
+        print(f"bootstrap takes no arguments, found: {' '.join(arguments)}", file=sys.stderr)
+        return 64
+    command = COMMANDS[name]
+
+    def call() -> int:
+        module, _, function = command.where.partition(":")
+        return int(getattr(importlib.import_module(module), function)(arguments))
+
+    # Help costs no set-up.
+    if command.needs_setup and not {"-h", "--help"} & set(arguments):
+        from harness.bootstrap.commands import call_in_setup
+
+        return call_in_setup(name, arguments, call)
+    return call()
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`). Nothing more can be said, at the interpreter's end either.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,180 @@
+"""The commands that work on a bare machine: set up, then hand over to the interpreter that was set up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from harness.bootstrap.errors import SetupError
+from harness.bootstrap.report import publish_failure, run_directory
+from harness.bootstrap.settings import read_settings
+from harness.bootstrap.setup import Setup, set_up
+from harness.bootstrap.steps import SetupLog, explain_to_terminal
+
+EXIT_CHECK_FAILED = 1
+EXIT_SETUP_FAILED = 10
+EXIT_SETUP_BLOCKED = 11
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(BaseException):
+    """A signal asked this process to end; not an Exception, so that nothing on the way out swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def prepare(environ: dict[str, str], root: Path = ROOT) -> Setup | int:
+    """Sync, check and set up as the environment's switches say; on failure report it and return the exit code."""
+    log = SetupLog()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    code = EXIT_SETUP_FAILED
+    try:
+        settings = read_settings(environ, root)
+        if settings.git_sync or settings.expected_head:
+            from harness.bootstrap.git_sync import check_expected_head, sync
+
+            if settings.git_sync and sync(root, environ, log):
+                _start_again(environ)
+            if settings.expected_head:
+                check_expected_head(root, settings.expected_head)
+        return set_up(root, environ, settings, log)
+    except SetupError as error:
+        failure = error
+        code = EXIT_SETUP_BLOCKED if error.blocked else EXIT_SETUP_FAILED
+    except (KeyboardInterrupt, Ended) as end_request:
+        number = end_request.number if isinstance(end_request, Ended) else signal.SIGINT
+        failure = SetupError(
+            "interrupted", f"the set-up was ended by signal {signal.Signals(number).name}", "run the same command again"
+        )
+        code = 128 + number
+    except Exception as error:
+        log.traceback = traceback.format_exc()
+        failure = SetupError(
+            "set_up",
+            f"the set-up itself broke: {type(error).__name__}: {error}",
+            "this is a defect of harness/bootstrap: report it with the log named above",
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    explain_to_terminal(failure, log, run_directory(root, environ))
+    publish_failure(failure, root, environ)
+    return code
+
+
+def _start_again(environ: dict[str, str]) -> None:
+    """The checkout has moved: go on with the code that is there now, and do not sync a second time."""
+    print("The checkout has moved; starting again with its own code\n", flush=True)
+    os.execve(sys.executable, [sys.executable, "-m", "harness", *sys.argv[1:]], {**environ, "RUN_GIT_SYNC": "0"})
+
+
+def run_child(argv: Sequence[str | Path], environ: dict[str, str], root: Path = ROOT) -> int:
+    """Run ``argv`` in the checkout on this terminal; returns its exit code, 128 + N for a signal N.
+
+    Ctrl-C reaches it by itself, SIGTERM is passed on; in both cases its own end is waited for, because it has a
+    report to write.
+    """
+    process = subprocess.Popen([str(word) for word in argv], cwd=root, env=environ)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def bootstrap(arguments: list[str]) -> int:
+    """Only set up. Returns 0 when the environment is ready."""
+    setup = prepare(dict(os.environ))
+    if isinstance(setup, int):
+        return setup
+    print(f"Ready: {setup.python} (audiocraft: {setup.audiocraft_import})")
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    """Set up, then ``pytest -m smoke``. The report is pytest's to print; if pytest ended without one, it is printed
+    here."""
+    environ = dict(os.environ)
+    setup = prepare(environ)
+    if isinstance(setup, int):
+        return setup
+    report = run_directory(ROOT, environ) / "train_report.txt"
+    before = _identity(report)
+    code = run_child([setup.python, "-m", "pytest", "-m", "smoke", *arguments], setup.child_environ(environ))
+    if code != 0 and _identity(report) == before:
+        failure = SetupError(
+            "pytest",
+            f"pytest ended with exit code {code} and no run of the lane left a report",
+            "read what pytest printed above",
+            command="pytest -m smoke " + " ".join(arguments),
+        )
+        publish_failure(failure, ROOT, environ)
+    return code
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return (stat.st_ino, stat.st_mtime_ns)
+
+
+def test(arguments: list[str]) -> int:
+    """Set up, then ruff, mypy and the whole suite; all of them run, and any of them fails the whole."""
+    environ = dict(os.environ)
+    setup = prepare(environ)
+    if isinstance(setup, int):
+        return setup
+    child = setup.child_environ(environ)
+    checks: list[tuple[str, list[str]]] = [
+        ("ruff check", ["ruff", "check", "."]),
+        ("ruff format", ["ruff", "format", "--check", "."]),
+        ("mypy", ["mypy"]),
+    ]
+    failed = []
+    for name, words in checks:
+        print(f"== {name}", flush=True)
+        if run_child([setup.python, "-m", *words], child) != 0:
+            failed.append(name)
+    print("== pytest", flush=True)
+    code = run_child([setup.python, "-m", "pytest", *arguments], child)
+    if failed:
+        print(f"Failed besides the tests: {', '.join(failed)} (see above)", file=sys.stderr)
+    return code or (EXIT_CHECK_FAILED if failed else 0)
+
+
+def call_in_setup(name: str, arguments: list[str], function: Callable[[], int]) -> int:
+    """Run a command that needs the installed packages: here if this is the interpreter, else in it."""
+    environ = dict(os.environ)
+    setup = prepare(environ)
+    if isinstance(setup, int):
+        return setup
+    child = setup.child_environ(environ)
+    is_here = setup.prefix.resolve() == Path(sys.prefix).resolve()
+    # PYTHONPATH is read when an interpreter starts, and only then.
+    if is_here and child.get("PYTHONPATH") == environ.get("PYTHONPATH"):
+        os.environ.update(child)
+        return function()
+    sys.stdout.flush()
+    return run_child([setup.python, "-m", "harness", name, *arguments], child)

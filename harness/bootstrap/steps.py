@@ -1,0 +1,183 @@
+"""Runs the commands of the set-up: everything they say goes to the log, what a person wants to see to the terminal."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from harness.bootstrap.errors import SetupError
+from harness.bootstrap.report import write_atomically
+
+STDOUT_LOG = "colab_bootstrap_stdout.log"
+STDERR_LOG = "colab_bootstrap_stderr.log"
+LAST_LINES = 12
+
+
+@dataclass
+class SetupLog:
+    """What the steps said so far. Kept in memory, and written to the run directory only when the set-up failed."""
+
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+    # Of a defect of the set-up itself: for the log, never for the terminal.
+    traceback: str = ""
+
+    def write(self, directory: Path) -> None:
+        write_atomically(directory / STDOUT_LOG, "".join(self.stdout))
+        write_atomically(directory / STDERR_LOG, "".join(self.stderr) + self.traceback)
+
+    def last_lines(self) -> list[str]:
+        """The end of what was said: of stderr if anything was said there, else of stdout."""
+        said = [line.rstrip() for line in self.stderr if line.strip() and not line.startswith("$ ")]
+        if not said:
+            said = [line.rstrip() for line in self.stdout if line.strip() and not line.startswith("$ ")]
+        return said[-LAST_LINES:]
+
+    @staticmethod
+    def remove(directory: Path) -> None:
+        """After a set-up that worked, the logs of an earlier failure would mislead."""
+        for name in (STDOUT_LOG, STDERR_LOG):
+            (directory / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended. ``gave_up`` says why it was stopped, if it was."""
+
+    command: str
+    code: int
+    stdout: list[str]
+    stderr: list[str]
+    gave_up: str = ""
+
+
+# Looks at each line as it comes (None: nothing came for a second) and returns why to stop the command, or "".
+Watch = Callable[[str | None], str]
+
+
+def run_command(
+    argv: Sequence[str | Path],
+    log: SetupLog,
+    *,
+    cwd: Path,
+    environ: dict[str, str],
+    show: Callable[[str], bool] = lambda line: False,
+    watch: Watch = lambda line: "",
+) -> Finished:
+    """Run ``argv`` to its end, without input and without a shell. Lines for which ``show`` holds are printed.
+
+    The command gets a process group of its own, so that what it started ends with it.
+    """
+    words = [str(word) for word in argv]
+    command = shlex.join(words)
+    log.stdout.append(f"$ {command}\n")
+    log.stderr.append(f"$ {command}\n")
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as reason:
+        log.stderr.append(f"{reason}\n")
+        return Finished(command, 127, [], [f"{reason}\n"])
+
+    lines: queue.Queue[tuple[list[str], list[str], str] | None] = queue.Queue()
+    stdout: list[str] = []
+    stderr: list[str] = []
+
+    def forward(stream: IO[str], own: list[str], kept: list[str]) -> None:
+        for line in stream:
+            lines.put((own, kept, line))
+        lines.put(None)
+
+    assert process.stdout is not None and process.stderr is not None
+    readers = [
+        threading.Thread(target=forward, args=(process.stdout, stdout, log.stdout), daemon=True),
+        threading.Thread(target=forward, args=(process.stderr, stderr, log.stderr), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    open_streams, gave_up = len(readers), ""
+    try:
+        while open_streams and not gave_up:
+            try:
+                item = lines.get(timeout=1.0)
+            except queue.Empty:
+                gave_up = watch(None)
+                if process.poll() is not None and not any(reader.is_alive() for reader in readers):
+                    break
+                continue
+            if item is None:
+                open_streams -= 1
+                continue
+            own, kept, line = item
+            own.append(line)
+            kept.append(line)
+            if show(line):
+                print(f"    {line.rstrip()}", flush=True)
+            gave_up = watch(line)
+        if gave_up:
+            _end_group(process)
+        return Finished(command, process.wait(), stdout, stderr, gave_up)
+    except BaseException:
+        _end_group(process)
+        raise
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=3)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+class Silence:
+    """A watch that gives up when a command has said nothing for ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def __call__(self, line: str | None) -> str:
+        now = time.monotonic()
+        if line is not None:
+            self.last = now
+        return f"no sign of life for {self.seconds:.0f} s" if now - self.last > self.seconds else ""
+
+
+def explain_to_terminal(error: SetupError, log: SetupLog, directory: Path) -> None:
+    """What a person at the terminal needs before the report: the step, the cause, the end of the log and its place."""
+    print(f"\nSet-up stopped at {error.step}: {error.cause}", file=sys.stderr)
+    if error.command != "none":
+        print(f"  command: {error.command}", file=sys.stderr)
+    if not (log.stdout or log.stderr or log.traceback):
+        return
+    for line in log.last_lines():
+        print(f"  | {line}", file=sys.stderr)
+    try:
+        log.write(directory)
+        print(f"  logs: {directory / STDOUT_LOG} and {directory / STDERR_LOG}", file=sys.stderr)
+    except OSError as reason:
+        print(f"  the logs could not be written to {directory}: {reason}", file=sys.stderr)
