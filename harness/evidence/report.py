@@ -1,0 +1,99 @@
+"""The report: `key: value` lines that people and other programs read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.evidence.errors import mismatch, one_line, show
+from harness.evidence.strict import decode, read_bytes
+
+REPORT_LIMIT = 1 << 20
+REPORT_TITLE = "=== COLAB TRAIN REPORT ==="
+CONTRACT_KEYS = (
+    "objective_status",
+    "first_failed_step",
+    "root_cause",
+    "head_commit",
+    "python_version",
+    "gpu_available",
+    "audio_path",
+    "audio_exists",
+    "audio_size_bytes",
+    "audio_is_lfs_pointer",
+    "manifest_path",
+    "manifest_exists",
+    "manifest_entry_count",
+    "training_status_path",
+    "training_status_json",
+    "checkpoint_path",
+    "checkpoint_exists",
+    "checkpoint_size_bytes",
+    "checkpoint_sha256",
+    "next_unblock_action",
+)
+OWN_KEYS = (
+    "lane",
+    "promotable",
+    "run_id",
+    "model_id",
+    "model_digest",
+    "dataset_digest",
+    "tokens_digest",
+    "settings_digest",
+    "numeric_mode",
+    "numeric_class",
+    "seed",
+    "steps",
+    "loss",
+    "loss_first",
+    "sanitized_logits",
+    "checkpoint_tensor_digest",
+    "audiocraft_import",
+    "log_path",
+)
+REPORT_KEYS = (*CONTRACT_KEYS, *OWN_KEYS)
+
+
+def read_report(path: Path) -> dict[str, str]:
+    """The report in a file, in its order. Raises EvidenceError."""
+    return parse_report(read_bytes(path, REPORT_LIMIT, "the lane's report"), path)
+
+
+def parse_report(data: bytes, where: object) -> dict[str, str]:
+    """The report in `data`: its title, then `key: value` lines, each ended. Keys are returned in the report's order.
+
+    Raises EvidenceError for anything else: a missing title or last line end (a truncated report), a line without a
+    value, a repeated key, a character that does not print. Which keys there are is for `check_report_keys` to say.
+    """
+    text = decode(data, where)
+    title, *lines = text.split("\n")
+    if title != REPORT_TITLE:
+        raise mismatch(where, show(title) if data else "an empty file", f"the line {REPORT_TITLE!r} first")
+    if not lines or lines.pop() != "":
+        raise mismatch(where, "a last line without an end", "whole lines (is the report truncated?)")
+    report: dict[str, str] = {}
+    for number, line in enumerate(lines, start=2):
+        key, separator, value = line.partition(": ")
+        if not (separator and value and value.isprintable() and re.fullmatch("[a-z][a-z0-9_]*", key)):
+            raise mismatch(f"{where} line {number}", show(line), "'key: value', printable")
+        if key in report:
+            raise mismatch(f"{where} line {number}", f"the key {one_line(key, 80)} again", "each key once")
+        report[key] = value
+    return report
+
+
+def check_report_keys(report: Mapping[str, str], where: object = "train_report.txt") -> None:
+    """Raises EvidenceError unless the report has the contract's keys and then ours, all of them, in this order."""
+    found = list(report)
+    for index, key in enumerate(REPORT_KEYS):
+        if index >= len(found):
+            raise mismatch(where, f"only {len(found)} keys", f"{len(REPORT_KEYS)}, the next one being {key}")
+        if found[index] != key:
+            late = "which comes later" if key in report else "which is missing"
+            raise mismatch(where, f"the key {one_line(found[index], 80)} as number {index + 1}", f"{key}, {late}")
+    if len(found) > len(REPORT_KEYS):
+        raise mismatch(
+            where, f"the key {one_line(found[len(REPORT_KEYS)], 80)} after the last", f"{REPORT_KEYS[-1]} last"
+        )
