@@ -1,4 +1,4 @@
-"""The report of a set-up that failed, in the format of the lane's own.
+"""What a set-up that failed leaves behind: the lane's report and status, saying why no run took place.
 
 It runs on Pythons too old for the project as well: the report that says so has to come out too.
 """
@@ -6,36 +6,17 @@ It runs on Pythons too old for the project as well: the report that says so has 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from harness.bootstrap.errors import SetupError
 
-TITLE = "=== COLAB TRAIN REPORT ==="
-KEYS = (
-    "objective_status",
-    "first_failed_step",
-    "root_cause",
-    "head_commit",
-    "python_version",
-    "gpu_available",
-    "audio_path",
-    "audio_exists",
-    "audio_size_bytes",
-    "audio_is_lfs_pointer",
-    "manifest_path",
-    "manifest_exists",
-    "manifest_entry_count",
-    "training_status_path",
-    "training_status_json",
-    "checkpoint_path",
-    "checkpoint_exists",
-    "checkpoint_size_bytes",
-    "checkpoint_sha256",
-    "next_unblock_action",
-)
+# The format is the lane's; these two modules of it are standard library only as well.
+from harness.lane.files import atomic_write, write_json
+from harness.lane.report import render_report
+
 DEFAULT_RUN_DIR = "artifacts"
 DEFAULT_AUDIO_PATH = "data/knowledge_audio_source/auntie_dottie.flac"
 LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
@@ -57,67 +38,91 @@ def head_commit(root: Path) -> str:
     return done.stdout.strip() if done.returncode == 0 else "none"
 
 
+def root_cause(error: SetupError) -> str:
+    """The cause in one line, with the command that was running."""
+    return error.cause if error.command == "none" else f"{error.cause} (command: {error.command})"
+
+
 def failure_report(error: SetupError, root: Path, environ: dict[str, str]) -> str:
     """The report's text. No run took place, so nothing of an earlier run is reported, even where its files remain."""
-    audio = environ.get("AUDIO_PATH") or DEFAULT_AUDIO_PATH
+    audio = root / (environ.get("AUDIO_PATH") or DEFAULT_AUDIO_PATH)
     size, is_pointer = 0, False
     with contextlib.suppress(OSError):
-        size = (root / audio).stat().st_size
-        with (root / audio).open("rb") as file:
+        size = audio.stat().st_size
+        with audio.open("rb") as file:
             is_pointer = file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
-    values = {
-        "objective_status": "blocked" if error.blocked else "failed",
-        "first_failed_step": error.step,
-        "root_cause": error.cause,
-        "head_commit": head_commit(root),
-        "python_version": ".".join(str(part) for part in sys.version_info[:3]),
-        "gpu_available": "false",
-        "audio_path": audio,
-        "audio_exists": "true" if (root / audio).is_file() else "false",
-        "audio_size_bytes": str(size),
-        "audio_is_lfs_pointer": "true" if is_pointer else "false",
-        "manifest_path": "none",
-        "manifest_exists": "false",
-        "manifest_entry_count": "0",
-        "training_status_path": "none",
-        "training_status_json": "none",
-        "checkpoint_path": "none",
-        "checkpoint_exists": "false",
-        "checkpoint_size_bytes": "0",
-        "checkpoint_sha256": "none",
-        "next_unblock_action": error.action,
-        "lane": "experimental",
-        "failed_command": error.command,
-    }
-    lines = [TITLE]
-    lines += [f"{key}: {values[key]}" for key in KEYS]
-    lines += [f"{key}: {value}" for key, value in values.items() if key not in KEYS]
-    return "\n".join(lines) + "\n"
+    return render_report(
+        {
+            "objective_status": _status(error),
+            "first_failed_step": error.step,
+            "root_cause": root_cause(error),
+            "head_commit": head_commit(root),
+            "python_version": ".".join(str(part) for part in sys.version_info[:3]),
+            "gpu_available": False,
+            "audio_path": audio,
+            "audio_exists": audio.is_file(),
+            "audio_size_bytes": size,
+            "audio_is_lfs_pointer": is_pointer,
+            "manifest_exists": False,
+            "manifest_entry_count": 0,
+            "training_status_path": _status_path(root, environ),
+            "checkpoint_exists": False,
+            "checkpoint_size_bytes": 0,
+            "next_unblock_action": error.action,
+            "lane": "experimental",
+            "promotable": False,
+        }
+    )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside ``path`` and rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+def _status(error: SetupError) -> str:
+    return "blocked" if error.blocked else "failed"
+
+
+def _status_path(root: Path, environ: dict[str, str]) -> Path:
+    named = environ.get("TRAIN_STATUS_PATH")
+    return root / named if named else run_directory(root, environ) / "train_status.json"
+
+
+def _write_status(error: SetupError, root: Path, environ: dict[str, str]) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(
+        _status_path(root, environ),
+        {
+            "schema": "train_status/1",
+            "lane": "experimental",
+            "promotable": False,
+            "run_id": "none",
+            "status": _status(error),
+            "first_failed_step": error.step,
+            "root_cause": root_cause(error),
+            "next_unblock_action": error.action,
+            "loss": None,
+            "loss_first": None,
+            "steps_done": 0,
+            "steps_total": 0,
+            "sanitized_logits": 0,
+            "checkpoint_path": None,
+            "checkpoint_sha256": None,
+            "checkpoint_tensor_digest": None,
+            "started_at": stamp,
+            "finished_at": stamp,
+            "settings": {},
+        },
+    )
 
 
 def publish_failure(error: SetupError, root: Path, environ: dict[str, str]) -> None:
-    """Print the report as the last thing on the terminal, and leave it in the run directory.
+    """Print the report as the last thing on the terminal, and leave it and the status in the run directory.
 
-    A run directory that cannot be written is mentioned, and does not keep the report from being printed.
+    A status of an earlier run that says "completed" must not stand beside it. A run directory that cannot be written
+    is mentioned, and does not keep the report from being printed.
     """
     text = failure_report(error, root, environ)
-    path = run_directory(root, environ) / "train_report.txt"
     try:
-        write_atomically(path, text)
+        _write_status(error, root, environ)
+        atomic_write(run_directory(root, environ) / "train_report.txt", text.encode())
     except OSError as reason:
-        print(f"The report could not be written to {path}: {reason}", file=sys.stderr)
+        print(f"The report could not be written: {reason}", file=sys.stderr)
     sys.stderr.flush()
     print(text, end="", flush=True)

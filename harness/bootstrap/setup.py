@@ -16,11 +16,12 @@ from typing import Any
 
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions, metadata_folders
-from harness.bootstrap.report import run_directory, write_atomically
+from harness.bootstrap.report import run_directory
 from harness.bootstrap.settings import SetupSettings
 from harness.bootstrap.steps import SetupLog, run_command
 from harness.bootstrap.target import MINIMUM_PYTHON, Target, choose_target
 from harness.bootstrap.versions import version_key
+from harness.lane.files import write_json
 
 STATE_FILE = "voice-lane-setup.json"
 STATE_SCHEMA = "voice_lane_setup/1"
@@ -258,7 +259,7 @@ def _remember(setup: Setup, root: Path, folders: tuple[Path, ...], settings: Set
         },
     }
     try:
-        write_atomically(setup.prefix / STATE_FILE, json.dumps(state, indent=1, sort_keys=True) + "\n")
+        write_json(setup.prefix / STATE_FILE, state)
     except OSError as reason:
         print(f"  the set-up cannot be remembered ({reason}); the next call will look again", file=sys.stderr)
 

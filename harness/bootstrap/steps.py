@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.report import write_atomically
+from harness.lane.files import atomic_write
 
 STDOUT_LOG = "colab_bootstrap_stdout.log"
 STDERR_LOG = "colab_bootstrap_stderr.log"
@@ -33,15 +33,26 @@ class SetupLog:
     traceback: str = ""
 
     def write(self, directory: Path) -> None:
-        write_atomically(directory / STDOUT_LOG, "".join(self.stdout))
-        write_atomically(directory / STDERR_LOG, "".join(self.stderr) + self.traceback)
+        atomic_write(directory / STDOUT_LOG, "".join(self.stdout).encode("utf-8", "replace"))
+        atomic_write(directory / STDERR_LOG, ("".join(self.stderr) + self.traceback).encode("utf-8", "replace"))
 
     def last_lines(self) -> list[str]:
-        """The end of what was said: of stderr if anything was said there, else of stdout."""
-        said = [line.rstrip() for line in self.stderr if line.strip() and not line.startswith("$ ")]
-        if not said:
-            said = [line.rstrip() for line in self.stdout if line.strip() and not line.startswith("$ ")]
-        return said[-LAST_LINES:]
+        """The end of what the last command said: on stderr, or on stdout if it said nothing there.
+
+        A traceback is left to the log; its last line, which says what went wrong, is kept.
+        """
+        for stream in (self.stderr, self.stdout):
+            start = max((n for n, line in enumerate(stream, start=1) if line.startswith("$ ")), default=0)
+            said, in_traceback = [], False
+            for line in (line.rstrip() for line in stream[start:]):
+                if line.startswith("Traceback (most recent call last)"):
+                    in_traceback = True
+                elif not (in_traceback and line.startswith(" ")):
+                    in_traceback = False
+                    said.append(line)
+            if said := [line for line in said if line]:
+                return said[-LAST_LINES:]
+        return []
 
     @staticmethod
     def remove(directory: Path) -> None:
