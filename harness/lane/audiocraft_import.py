@@ -78,7 +78,9 @@ class _Absent:
 
     def _refuse(self) -> ImportError:
         package = self._name.split(".")[0]
-        return ImportError(f"{self._name} is needed here, and {package} is not loaded. Install it: pip install {package}")
+        return ImportError(
+            f"{self._name} is needed here, and {package} is not loaded. Install it: pip install {package}"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise self._refuse()

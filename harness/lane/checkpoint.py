@@ -1,0 +1,81 @@
+"""Step ``checkpoint``: the adapters alone, as bytes that depend on nothing but their values."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.lane.adapter import BLOCKS, TAPS
+from harness.lane.files import atomic_write, file_sha256, write_json
+from harness.lane.settings import Settings
+from harness.numerics.digest import tensor_digest
+
+
+def adapter_tensors(adapters: nn.ModuleList, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The adapters' parameters, detached copies on the CPU in ``dtype``, in name order."""
+    state = adapters.state_dict()
+    return {name: state[name].detach().to("cpu", dtype).clone().contiguous() for name in sorted(state)}
+
+
+def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float64: bool) -> dict[str, Any]:
+    """Write the checkpoint, and the ``.json`` beside it that ties it to this run; returns what the latter says.
+
+    Float32, whatever the lane computed in; ``keep_float64`` also writes the values before that rounding, from which a
+    baseline finds the positions that lie near a rounding boundary. No time and no run id is inside the ``.pt``.
+    """
+    path = settings.checkpoint_path
+    tensors = adapter_tensors(adapters, torch.float32)
+    if keep_float64:
+        atomic_write(
+            settings.checkpoint_float64_path, _serialise({"adapter": adapter_tensors(adapters, torch.float64)})
+        )
+    meta: dict[str, str | int | bool] = {
+        "lane": "experimental",
+        "promotable": False,
+        "model_id": settings.model_id,
+        "adapter": "causal spectral filter at the transformer's input",
+        "blocks": BLOCKS,
+        "taps": TAPS,
+        "seed": settings.seed,
+        "steps": settings.steps,
+    }
+    atomic_write(path, _serialise({"adapter": tensors, "meta": meta}))
+    sidecar = {
+        "schema": "checkpoint/1",
+        "run_id": settings.run_id,
+        "lane": "experimental",
+        "promotable": False,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "tensor_digest": tensor_digest({name: tensor.numpy() for name, tensor in tensors.items()}),
+        "tensors": {name: {"dtype": "float32", "shape": list(tensor.shape)} for name, tensor in tensors.items()},
+    }
+    write_json(settings.checkpoint_sidecar_path, sidecar)
+    return sidecar
+
+
+def load_adapters(path: Path, adapters: nn.ModuleList) -> None:
+    """Put a checkpoint's tensors into ``adapters`` (any float dtype). Raises RuntimeError if names or shapes differ."""
+    adapters.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["adapter"])
+
+
+def _serialise(value: Any) -> bytes:
+    """``torch.save`` through memory: the archive's inner folder is then always ``archive``, not the file's name."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def sidecar_of(settings: Settings) -> dict[str, Any] | None:
+    """What the ``.json`` beside the checkpoint says, if it was written by this run; None otherwise."""
+    try:
+        value: dict[str, Any] = json.loads(settings.checkpoint_sidecar_path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if value.get("run_id") == settings.run_id else None

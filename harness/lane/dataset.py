@@ -1,0 +1,228 @@
+"""Step ``prepare``: stage the audio into the run's own folder and write the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from harness.lane.audio import SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio, show
+from harness.lane.errors import LaneError
+from harness.lane.files import TEMPORARY_PREFIX, file_sha256, write_json
+from harness.lane.settings import Settings
+
+SCHEMA = "voice_dataset/1"
+
+
+def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]:
+    """Stage every audio file, write ``voice_dataset_manifest.json`` and return what it says.
+
+    ``narration``: what preflight found of AUDIO_PATH, so that it is not decoded again. Files are staged as hard links
+    where the file system allows, else as copies, under ``<12 digits of the content's SHA-256>-<name>``: two files of
+    one name do not meet. The entries are ordered by content, so that no name, folder or directory order can change
+    what is trained on. Raises LaneError (step ``prepare``) for a bad file, or when no file is left.
+    """
+    sources = find_audio(settings)
+    remove_staged(settings)
+    settings.audio_dir.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    narration_path = settings.audio_path.resolve()
+    for source in sources:
+        try:
+            facts = narration if source.resolve() == narration_path else inspect_audio(source, "prepare")
+            if facts.seconds < settings.chunk_seconds:
+                found = f"lasts {facts.seconds:.3g} s; one chunk is {settings.chunk_seconds:g} s"
+                raise bad_audio(
+                    source, "audio_too_short", found, "remove it, or set a smaller LANE_CHUNK_SECONDS", "prepare"
+                )
+        except LaneError as error:
+            if not settings.skip_bad_files:
+                error.step = "prepare"
+                error.action += "; or set LANE_SKIP_BAD_FILES=1 to leave such files out"
+                raise
+            skipped.append(error.cause)
+            continue
+        entries.append(_stage(settings, source, facts))
+    if not entries:
+        where = settings.source_dir or settings.audio_path
+        raise LaneError(
+            "prepare",
+            "dataset_empty",
+            f"{show(where)}: no usable {' '.join(SUFFIXES)} file in it" + (f" ({len(skipped)} bad)" if skipped else ""),
+            "put at least one recording there, or set KNOWLEDGE_SOURCE_DIR",
+        )
+    entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))
+    manifest = {
+        "schema": SCHEMA,
+        "run_id": settings.run_id,
+        "lane": "experimental",
+        "promotable": False,
+        "dataset_digest": dataset_digest([entry["sha256"] for entry in entries]),
+        "entries": entries,
+        "skipped": skipped,
+    }
+    write_json(settings.manifest_path, manifest)
+    return manifest
+
+
+def dataset_digest(digests: list[str]) -> str:
+    """SHA-256 over the sorted content digests, one a line: names, times and folders do not enter."""
+    return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(digests)).encode()).hexdigest()
+
+
+def find_audio(settings: Settings) -> list[Path]:
+    """Every audio file to stage. Links are followed only to files inside the source folder; the staging folder is left
+    out.
+
+    Raises LaneError for a source folder that is missing or unreadable, for a link to a folder or out of the folder, and
+    for an AUDIO_PATH that would not be among the files.
+    """
+    if settings.source_dir is None:
+        return [settings.audio_path]
+    root = settings.source_dir
+    if not root.is_dir():
+        raise LaneError(
+            "prepare",
+            "source_missing",
+            f"{show(root)}: there is no such folder",
+            "create it, or set KNOWLEDGE_SOURCE_DIR",
+        )
+    real_root, staging, run_dir = root.resolve(), settings.audio_dir.resolve(), settings.run_dir.resolve()
+    if staging == real_root:
+        raise LaneError(
+            "prepare",
+            "source_is_staging",
+            f"{show(root)} is both KNOWLEDGE_SOURCE_DIR and KNOWLEDGE_AUDIO_DIR",
+            "set KNOWLEDGE_AUDIO_DIR to another folder",
+        )
+
+    def unreadable(error: OSError) -> None:
+        raise bad_audio(
+            Path(error.filename), "source_unreadable", "the folder cannot be read", "make it readable", "prepare"
+        )
+
+    found: list[Path] = []
+    for folder, names, files in os.walk(root, onerror=unreadable):
+        here = Path(folder)
+        names[:] = [name for name in names if (here / name).resolve() not in (staging, run_dir)]
+        for name in [*names, *files]:
+            path = here / name
+            if path.is_symlink() and (name in names or path.suffix.lower() in SUFFIXES):
+                _check_link(path, real_root)
+        found += [
+            here / name
+            for name in files
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(TEMPORARY_PREFIX)
+        ]
+    if settings.audio_path.exists() and settings.audio_path.resolve() not in {path.resolve() for path in found}:
+        raise LaneError(
+            "prepare",
+            "narration_outside_source",
+            f"{show(settings.audio_path)} (AUDIO_PATH) is not among the audio files under"
+            f" {show(root)} (KNOWLEDGE_SOURCE_DIR)",
+            "unset KNOWLEDGE_SOURCE_DIR to train on AUDIO_PATH alone, or move the recording into the folder",
+        )
+    return sorted(found, key=os.fsencode)
+
+
+def _check_link(path: Path, root: Path) -> None:
+    try:
+        target = path.resolve(strict=True)
+    except FileNotFoundError:
+        raise bad_audio(
+            path, "audio_dangling_link", "a link to a file that does not exist", "repair it", "prepare"
+        ) from None
+    except (OSError, RuntimeError):
+        raise bad_audio(
+            path, "audio_link_loop", "a loop of links", "replace it with the file itself", "prepare"
+        ) from None
+    if target.is_dir():
+        raise bad_audio(
+            path, "audio_link_to_folder", "a link to a folder; these are not followed", "copy the files in", "prepare"
+        )
+    if not target.is_relative_to(root):
+        found = f"a link out of the source folder, to {show(target)}"
+        raise bad_audio(
+            path, "audio_link_outside", found, "copy the file in, or set KNOWLEDGE_SOURCE_DIR to its folder", "prepare"
+        )
+
+
+def remove_staged(settings: Settings) -> None:
+    """Remove what an earlier run staged: the targets its manifest lists, where they lie in the staging folder, and no
+    more."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        for entry in json.loads(settings.manifest_path.read_bytes())["entries"]:
+            name = entry["target"]
+            if re.fullmatch(r"[0-9a-f]{12}-[^/\0]+", name) and stat.S_ISREG(
+                (settings.audio_dir / name).lstat().st_mode
+            ):
+                (settings.audio_dir / name).unlink()
+    with contextlib.suppress(OSError):
+        settings.manifest_path.unlink()
+
+
+def _stage(settings: Settings, source: Path, facts: AudioFacts) -> dict[str, Any]:
+    """Bring one file into the staging folder; returns its entry in the manifest."""
+    check_regular_file(source)
+    real = source.resolve()
+    digest = file_sha256(real)
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)[:80] or "audio"
+    name = f"{digest[:12]}-{safe}{source.suffix.lower()}"
+    count = 1
+    while (settings.audio_dir / name).exists():
+        count += 1
+        name = f"{digest[:12]}-{safe}-{count}{source.suffix.lower()}"
+    target = settings.audio_dir / name
+    temporary = settings.audio_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{digest[:12]}"
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(real)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(real, temporary)
+    temporary.replace(target)
+    return {
+        "source": show(source),
+        "target": name,
+        "bytes": target.stat().st_size,
+        "sha256": digest,
+        "sample_rate": facts.sample_rate,
+        "channels": facts.channels,
+        "frames": facts.frames,
+        "duration_seconds": round(facts.seconds, 6),
+    }
+
+
+def read_manifest(settings: Settings) -> dict[str, Any]:
+    """The manifest of an earlier ``prepare`` (RUN_PREPARE=0), its files checked. Raises LaneError (step
+    ``prepare``)."""
+    again = "run once with RUN_PREPARE=1 and CLEAR_PREVIOUS_ARTIFACTS=0"
+    try:
+        manifest: dict[str, Any] = json.loads(settings.manifest_path.read_bytes())
+        entries = manifest["entries"]
+        names = [entry["target"] for entry in entries]
+        if manifest["schema"] != SCHEMA or not entries or any(Path(name).name != name for name in names):
+            raise ValueError("not a manifest of this schema")
+        digests = [file_sha256(settings.audio_dir / name) for name in names]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        cause = f"{show(settings.manifest_path)}: cannot be used ({' '.join(str(error).split())})"
+        raise LaneError("prepare", "manifest_unusable", cause, again) from None
+    for entry, digest in zip(entries, digests, strict=True):
+        if entry["sha256"] != digest:
+            where = show(settings.audio_dir / entry["target"])
+            cause = f"{where}: its SHA-256 is {digest}, the manifest says {entry['sha256']}"
+            raise LaneError("prepare", "manifest_stale", cause, again)
+    manifest |= {
+        "run_id": settings.run_id,
+        "lane": "experimental",
+        "promotable": False,
+        "dataset_digest": dataset_digest(digests),
+    }
+    write_json(settings.manifest_path, manifest)
+    return manifest

@@ -1,0 +1,58 @@
+"""What the run was computed with: for provenance, and for the words that explain a difference."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from harness.lane.settings import REPOSITORY, Settings
+from harness.numerics.modes import PIN_NAMES
+
+PACKAGES = ("torch", "numpy", "audiocraft", "soundfile", "julius", "flashy", "einops", "omegaconf", "transformers")
+
+
+def head_commit() -> str:
+    """The git commit of the checkout, with ``-dirty`` where tracked files differ from it; ``unknown`` outside git."""
+    try:
+        command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that compute; ``absent`` where one is not installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def describe_environment(settings: Settings, numeric_class: str) -> dict[str, Any]:
+    """What ``environment.json`` says. Names of machines and users are left out."""
+    import torch
+
+    return {
+        "schema": "environment/1",
+        "run_id": settings.run_id,
+        "lane": "experimental",
+        "promotable": False,
+        "head_commit": head_commit(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": package_versions(),
+        "numeric_mode": settings.numerics,
+        "numeric_class": numeric_class,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "pins": {name: os.environ.get(name) for name in PIN_NAMES},
+        "device": torch.cuda.get_device_name() if settings.device == "cuda" else "cpu",
+        "attention_backend": settings.attention_backend,
+    }

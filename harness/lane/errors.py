@@ -1,0 +1,34 @@
+"""The one exception by which the lane ends early on purpose."""
+
+from __future__ import annotations
+
+
+class LaneError(Exception):
+    """Ends the run with a report a person can act on.
+
+    ``step`` is where (stable identifier), ``code`` what (stable identifier), ``cause`` one line that names the thing
+    and says what was found and expected, ``action`` the next thing to do. ``status`` goes to the status file, and
+    ``exit_code`` is the process's: see EXIT_CODES.
+    """
+
+    def __init__(
+        self, step: str, code: str, cause: str, action: str, *, status: str = "blocked", exit_code: int = 3
+    ) -> None:
+        super().__init__(cause)
+        self.step = step
+        self.code = code
+        self.cause = cause
+        self.action = action
+        self.status = status
+        self.exit_code = exit_code
+
+
+EXIT_CODES = {
+    0: "completed",
+    1: "failed: something broke that the lane did not foresee; the log has the traceback",
+    2: "failed: a value that must be finite was not (hard fail)",
+    3: "blocked: a setting, the audio, the model or the run directory must be put right first",
+    4: "failed: the time limit was reached",
+    130: "interrupted by SIGINT",
+    143: "interrupted by SIGTERM",
+}

@@ -1,0 +1,43 @@
+"""How the lane writes: every file appears whole under its name or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".lane-tmp-"
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write ``data`` under ``path``: a temporary file beside it, flushed to the disk, then renamed over it.
+
+    A reader, or a kill at any instant, sees the old file or the new one. Raises OSError (disk full, read-only).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write strict JSON (a NaN is a ValueError, never a bare token), atomically."""
+    atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes as hex digits, read as a stream."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,33 @@
+"""Step ``preflight``: is the narration there, whole, and worth training on? Nothing is written."""
+
+from __future__ import annotations
+
+from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio, is_lfs_pointer
+from harness.lane.settings import Settings
+
+
+def check_narration(settings: Settings) -> AudioFacts:
+    """Check AUDIO_PATH: a regular file of more than 5,000,000 bytes, no LFS pointer, decodable to its end, finite, not
+    silent, longer than one chunk. Returns what one pass over it found; raises LaneError (step ``preflight``)."""
+    path = settings.audio_path
+    size = check_regular_file(path)
+    if is_lfs_pointer(path):
+        raise bad_audio(
+            path, "audio_is_lfs_pointer", f"is a git-LFS pointer of {size} bytes, not the audio", "git lfs pull"
+        )
+    if size <= MINIMUM_BYTES:
+        raise bad_audio(
+            path,
+            "audio_too_small",
+            f"is {size:,} bytes; a narration must be larger than {MINIMUM_BYTES:,}",
+            "use a longer recording (about 3 minutes of 16-bit FLAC)",
+        )
+    facts = inspect_audio(path)
+    if facts.seconds <= settings.chunk_seconds:
+        raise bad_audio(
+            settings.audio_path,
+            "audio_too_short",
+            f"lasts {facts.seconds:.3g} s; one chunk is {settings.chunk_seconds:g} s",
+            "use a longer recording, or a smaller LANE_CHUNK_SECONDS",
+        )
+    return facts

@@ -1,0 +1,65 @@
+"""The trace: what happened at each step, exactly, one JSON object a line. Floats are written as ``float.hex()``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.lane.files import TEMPORARY_PREFIX
+from harness.lane.settings import Settings
+from harness.numerics.sketch import sketch
+
+NamedTensors = Mapping[str, Tensor]
+
+
+def hex_float(value: float) -> str:
+    """``float.hex()``; a value that is not finite is ``nan``, ``inf`` or ``-inf``."""
+    return float(value).hex()
+
+
+def norms(tensors: NamedTensors) -> dict[str, float]:
+    """The Euclidean norm of each tensor, computed in its own dtype."""
+    values = torch.stack(torch._foreach_norm(list(tensors.values()))).tolist()
+    return dict(zip(tensors, values, strict=True))
+
+
+def hex_norms(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: hex_float(value) for name, value in values.items()}
+
+
+def sketches(adapters: nn.Module) -> dict[str, list[str]]:
+    """A sketch of each parameter: a few projections from which distances to another run are estimated."""
+    return {
+        name: [hex_float(v) for v in sketch(parameter.detach().double().cpu().numpy())]
+        for name, parameter in sorted(adapters.named_parameters())
+    }
+
+
+class Trace:
+    """Writes ``trace.jsonl``: under a temporary name while the run goes on, under its own when it ends, however it
+    ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.trace_path
+        self._temporary = self._path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{self._path.name}"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._temporary.open("w", encoding="ascii")
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
+
+    def publish(self) -> Path:
+        """Flush to the disk and rename to the final name. Safe to call twice."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self._path)
+        return self._path

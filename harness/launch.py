@@ -1,0 +1,167 @@
+"""Starts the lane as a child process, shows what it says as it says it, and bounds how long it may take.
+
+The lane and everything that judges it meet only on disk; this is the one place that knows both sides exist. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.lane.files import atomic_write, write_json
+from harness.lane.report import render_report
+from harness.numerics.modes import environment_pins
+
+GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped; after as long again, killed
+
+
+@dataclass(frozen=True)
+class LaneExit:
+    """How a lane process ended. ``exit_code`` is negative for a signal that killed it."""
+
+    exit_code: int
+    run_dir: Path
+    run_id: str
+    seconds: float
+
+
+class LaneProcess:
+    """One run of the lane in a child process.
+
+    ``run_dir``: its run directory. ``settings``: further settings, as environment variables; they win over this
+    process's environment. ``code``: a folder to import the lane from instead of this installation. ``on_line``: called
+    in a thread with each line of the lane's output as it comes.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        code: Path | None = None,
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.run_dir = run_dir
+        environment = {**os.environ, **(settings or {}), "LANE_RUN_DIR": str(run_dir)}
+        self.run_id = environment.setdefault("LANE_RUN_ID", uuid.uuid4().hex)
+        if (settings or {}).get("LANE_RUN_ID") is None and "LANE_RUN_ID" in os.environ:
+            self.run_id = environment["LANE_RUN_ID"] = uuid.uuid4().hex
+        threads = environment.get("LANE_THREADS", "1")
+        pins = environment_pins(environment.get("LANE_NUMERICS", "universal"), int(threads) if threads.isdigit() else 1)
+        environment |= pins
+        if code is not None:
+            environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [environment.get("PYTHONPATH")])])
+        limit = environment.get("LANE_TIMEOUT_S", "600")
+        self._limit_s = float(limit) if limit.replace(".", "", 1).isdigit() else 600.0
+        self._started = time.monotonic()
+        flags = ["-O"] * sys.flags.optimize
+        self._process = subprocess.Popen(
+            [sys.executable, *flags, "-m", "harness.lane"],
+            env=environment,
+            cwd=code,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        )
+        self._on_line = on_line
+        self._reader = threading.Thread(target=self._read, name="lane-output", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._on_line(line.rstrip("\n"))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the lane (not to its children, of which it has none)."""
+        self._process.send_signal(signum)
+
+    def wait(self) -> LaneExit:
+        """Wait until the lane has ended; stop it if it outlives its own limit by GRACE_S. Always leaves a report
+        behind.
+
+        An exception here (KeyboardInterrupt) stops the lane before it goes on.
+        """
+        try:
+            deadline = self._started + self._limit_s + GRACE_S
+            for signum in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    self._process.wait(max(0.1, deadline - time.monotonic()))
+                    break
+                except subprocess.TimeoutExpired:
+                    self._process.send_signal(signum)
+                    deadline = time.monotonic() + GRACE_S
+            self._process.wait()
+        except BaseException:
+            self._process.terminate()
+            try:
+                self._process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            raise
+        self._reader.join(timeout=GRACE_S)
+        ended = LaneExit(self._process.returncode, self.run_dir, self.run_id, time.monotonic() - self._started)
+        if self.run_dir.is_dir():
+            with contextlib.suppress(OSError):  # a full disk: the lane's own files say it
+                atomic_write(self.run_dir / "exit_code.txt", f"{ended.exit_code}\n".encode())
+        if ended.exit_code < 0:
+            self._speak_for_the_dead(ended)
+        return ended
+
+    def _speak_for_the_dead(self, ended: LaneExit) -> None:
+        """A process that was killed cannot write status and report; its parent does, so that they are never missing."""
+        name = signal.Signals(-ended.exit_code).name
+        hint = "often: out of memory" if ended.exit_code == -signal.SIGKILL else "see lane.log for the stacks"
+        outcome = {
+            "first_failed_step": "lane_process",
+            "root_cause": f"lane_killed: the lane's process was ended by {name} after {ended.seconds:.0f} s ({hint})",
+            "next_unblock_action": f"look at {self.run_dir / 'lane.log'}, then run it again",
+        }
+        boundary = {"lane": "experimental", "promotable": False, "run_id": self.run_id}
+        try:
+            unknown = {"loss": None, "loss_first": None, "steps_done": 0, "steps_total": 0, "sanitized_logits": 0}
+            nothing = dict.fromkeys(("checkpoint_path", "checkpoint_sha256", "checkpoint_tensor_digest"))
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            times = {"started_at": stamp, "finished_at": stamp, "settings": {}}
+            status = {
+                "schema": "train_status/1",
+                **boundary,
+                "status": "failed",
+                **outcome,
+                **unknown,
+                **nothing,
+                **times,
+            }
+            write_json(self.run_dir / "train_status.json", status)
+            text = render_report({"objective_status": "failed", **outcome, **boundary})
+            atomic_write(self.run_dir / "train_report.txt", text.encode())
+        except OSError as error:
+            self._on_line(f"{self.run_dir}: no report could be written for the killed lane ({error.strerror})")
+
+
+def run_lane(
+    run_dir: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    code: Path | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> LaneExit:
+    """Run the lane once in a child process and wait for it; see LaneProcess."""
+    return LaneProcess(run_dir, settings, code=code, on_line=on_line).wait()

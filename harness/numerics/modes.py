@@ -1,0 +1,45 @@
+"""The three numeric modes: what is set before the process starts, and what after torch is imported.
+
+Standard library only at import time: the parent process sets the environment before torch loads in the child.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# Measured: each one is needed for float32 bits that are the same on every x86 processor with AVX2.
+PORTABLE_PINS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+}
+# Recorded in environment.json, whatever the mode.
+PIN_NAMES = (*PORTABLE_PINS, "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
+
+
+def environment_pins(mode: str, threads: int) -> dict[str, str]:
+    """Environment variables of the lane's process for ``mode``; they must be set before it starts."""
+    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if mode == "portable":
+        return {**counts, **PORTABLE_PINS, "MKL_NUM_THREADS": "1"}
+    if mode == "native":
+        # Only a GPU reads it; without it, cuBLAS may choose another workspace, and another sum, each time.
+        return {**counts, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return counts
+
+
+def apply_mode(mode: str, threads: int) -> torch.dtype:
+    """Set torch up for ``mode`` in this process; returns the dtype in which the lane computes."""
+    import torch
+
+    torch.set_num_threads(1 if mode == "portable" else threads)
+    torch.use_deterministic_algorithms(True)
+    # Without this, deterministic mode fills every fresh tensor: 40 % of the time of a float64 encoding (measured).
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.float64 if mode == "universal" else torch.float32

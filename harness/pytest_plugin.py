@@ -1,0 +1,171 @@
+"""The pytest plugin: one training run a session, shared by all gates, and the report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from harness.evidence import EvidenceError, RunEvidence, load_run
+from harness.launch import LaneExit, LaneProcess
+
+RUN_DIR = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lane", "the training lane and its gates")
+    group.addoption(
+        "--lane-run-dir",
+        metavar="DIR",
+        help="the session's run directory; default: LANE_RUN_DIR, else artifacts/ in the root directory",
+    )
+    group.addoption(
+        "--lane-evidence",
+        metavar="DIR",
+        help="do not train: hold the gates against the run that lies in DIR",
+    )
+
+
+def run_directory(config: pytest.Config) -> Path:
+    """The session's run directory: option, then LANE_RUN_DIR, then ``artifacts`` in pytest's root directory."""
+    chosen = config.getoption("--lane-evidence") or config.getoption("--lane-run-dir") or os.environ.get("LANE_RUN_DIR")
+    return (config.invocation_params.dir / chosen) if chosen else config.rootpath / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def lane_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
+    """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``.
+
+    With pytest-xdist the first worker that gets here runs the lane, the others wait for it.
+    """
+    config = request.config
+    run_dir = run_directory(config)
+    config.stash[RUN_DIR] = run_dir
+    if config.getoption("--lane-evidence"):
+        return load_run(run_dir)
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return load_run(run_dir, **_paths_of(_train(config, run_dir)))
+    worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
+    worker_output["lane_run_dir"] = str(run_dir)
+    result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"
+    with FileLock(f"{result}.lock"):
+        if not result.exists():
+            run_id = _train(config, run_dir).run_id
+            unfinished = result.with_suffix(".tmp")
+            unfinished.write_text(json.dumps({"run_id": run_id}))
+            unfinished.replace(result)
+    return load_run(run_dir, **_paths_of(LaneExit(0, run_dir, json.loads(result.read_text())["run_id"], 0.0)))
+
+
+def _paths_of(ended: LaneExit) -> dict[str, Any]:
+    """Where the run's status and manifest lie, if the user moved them; and its id, so that no stale file is taken for
+    its own."""
+    found: dict[str, Any] = {"run_id": ended.run_id}
+    if status := os.environ.get("TRAIN_STATUS_PATH"):
+        found["status_path"] = Path.cwd() / status
+    if audio := os.environ.get("KNOWLEDGE_AUDIO_DIR"):
+        found["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
+    return found
+
+
+def _train(config: pytest.Config, run_dir: Path) -> LaneExit:
+    with _terminal(config) as say:
+        process = LaneProcess(run_dir, on_line=lambda line: _show_progress(line, say))
+        # While the lane trains on one core, this process imports on another what the gates will need.
+        importlib.import_module("torch")
+        return process.wait()
+
+
+def _show_progress(line: str, say: Callable[[str], None]) -> None:
+    """Turn the lane's output into a few lines that read well on a terminal, in a log and in a notebook."""
+    word, _, rest = line.partition(" ")
+    if word == "STEP":
+        say(f"lane: {rest}")
+    elif word == "PROGRESS":
+        done, total, _, loss = rest.split()
+        if int(done) in (1, int(total)) or int(done) % max(1, int(total) // 8) == 0:
+            say(f"lane: train {done}/{total} loss {loss}")
+    elif word == "TOKENS":
+        done, total = rest.split()
+        if done == total:
+            say(f"lane: tokenised {total} chunks")
+    elif word in ("FAILED", "SKIPPED"):
+        say(f"lane: {word} {rest}")
+
+
+class _terminal:
+    """Gives a function that writes a line to the terminal, also while pytest captures the output, from any thread."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._capture = config.pluginmanager.getplugin("capturemanager")
+        self._quiet = hasattr(config, "workerinput") or config.get_verbosity() < -1
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._quiet:
+            self._descriptor = os.open(os.devnull, os.O_WRONLY)
+        elif self._capture is None:
+            self._descriptor = os.dup(1)
+        else:
+            with self._capture.global_and_fixture_disabled():
+                sys.stdout.flush()
+                self._descriptor = os.dup(1)
+        os.write(self._descriptor, b"\n")
+        return self._say
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # whoever was watching is gone; the run goes on
+            os.write(self._descriptor, f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A failed lane, or evidence that cannot be read, fails the gate with one line that says why."""
+    arguments: Mapping[str, Any] = pyfuncitem.funcargs
+    run = arguments.get("lane_run")
+    if isinstance(run, RunEvidence) and (reason := run.failure()):
+        pytest.fail(reason, pytrace=False)
+    try:
+        return (yield)
+    except EvidenceError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """With pytest-xdist: learn from a worker where the session's run lies."""
+    output = getattr(node, "workeroutput", {})
+    if "lane_run_dir" in output:
+        node.config.stash[RUN_DIR] = Path(output["lane_run_dir"])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None, None, None]:
+    """The lane's report, last (after pytest's own summary), whatever happened."""
+    yield
+    run_dir = config.stash.get(RUN_DIR, None)
+    if run_dir is not None:
+        for line in _report_lines(run_dir):
+            terminalreporter.write_line(line)
+
+
+def _report_lines(run_dir: Path) -> Iterator[str]:
+    path = run_dir / "train_report.txt"
+    yield ""
+    try:
+        yield from path.read_text(encoding="utf-8", errors="backslashreplace")[:100_000].splitlines()
+    except OSError as error:
+        yield f"{path}: no report ({error.strerror}); the lane's log: {run_dir / 'lane.log'}"

@@ -1,0 +1,209 @@
+"""What no file can show: probed with audiocraft itself and with the lane's functions, not with what the lane says.
+
+The expectations here are worked out from the audio on the disk by the shortest way there is (decode, encode,
+cross-entropy on the valid positions), without the lane's code for it. A lane that trains on other codes, shifts its
+targets or counts invalid positions has another first loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from harness.evidence import RunEvidence
+
+pytestmark = pytest.mark.smoke
+
+LIMITS = {"universal": 1e-9, "portable": 1e-4, "native": 1e-4}  # relative; the model's own loss in float64 is the truth
+
+
+@dataclass
+class Truth:
+    """The model as audiocraft loads it, in float64, and the first batch's tokens straight from the audio."""
+
+    model: Any
+    codes: Any  # int64 [batch, codebooks, frames]
+    conditions: Any
+
+    def losses(self, codes: Any) -> Any:
+        """Cross-entropy by codebook on the valid positions, float64 ``[codebooks]``."""
+        import torch
+
+        with torch.no_grad():
+            output = self.model.lm.compute_predictions(codes, [], self.conditions)
+        return torch.stack(
+            [
+                torch.nn.functional.cross_entropy(
+                    output.logits[:, k][output.mask[:, k]], codes[:, k][output.mask[:, k]]
+                )
+                for k in range(codes.shape[1])
+            ]
+        )
+
+
+def model_of(run: RunEvidence) -> str:
+    """The model's folder in this repository, or its name on the hub."""
+    import os
+
+    shipped = Path(__file__).resolve().parents[2] / "data" / "musicgen_nano"
+    return os.environ.get("LANE_MODEL") or str(shipped)
+
+
+@pytest.fixture(scope="session")
+def truth(lane_run: RunEvidence) -> Truth:
+    """Loaded once for the session."""
+    import torch
+
+    from harness.lane.audiocraft_import import prepare_audiocraft
+
+    prepare_audiocraft(transformers=not Path(model_of(lane_run)).is_dir())
+    from audiocraft.models.musicgen import MusicGen
+    from audiocraft.modules.conditioners import ConditioningAttributes
+    from audiocraft.modules.transformer import set_efficient_attention_backend
+
+    set_efficient_attention_backend("torch")
+    model = MusicGen.get_pretrained(model_of(lane_run), device="cpu")
+    model.lm.double()
+    model.compression_model.double()
+    trace = lane_run.trace
+    ids = trace.steps[0]["chunks"]
+    files = {entry["sha256"]: lane_run.manifest_path.parent / entry["target"] for entry in lane_run.manifest["entries"]}
+    samples = trace.tokens["shape"][2] * round(model.sample_rate / model.frame_rate)
+    waves = []
+    for chunk in (trace.tokens["chunks"][i] for i in ids):
+        wave, rate = soundfile.read(files[chunk["file"]], always_2d=True)
+        if rate != model.sample_rate:
+            import julius
+
+            wave = julius.resample_frac(torch.from_numpy(wave.T), rate, model.sample_rate).numpy().T
+        waves.append(wave.mean(axis=1)[chunk["start"] : chunk["start"] + samples])
+    with torch.no_grad():
+        codes = model.compression_model.encode(torch.from_numpy(np.stack(waves))[:, None])[0]
+        provider = model.lm.condition_provider
+        description = lane_run.status["settings"]["description"]
+        conditions = provider(
+            provider.tokenize([ConditioningAttributes(text={"description": description}) for _ in ids])
+        )
+    return Truth(model, codes, conditions)
+
+
+def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth) -> None:
+    found = lane_run.tokens[lane_run.trace.steps[0]["chunks"]]
+    expected = truth.codes.numpy()
+    assert found.shape == expected.shape
+    differing = float((found != expected).mean())
+    # The audio at the model's own rate gives the same tokens; a resampler of another make moves a few.
+    own_rate = all(entry["sample_rate"] == truth.model.sample_rate for entry in lane_run.manifest["entries"])
+    allowed = 0.0 if own_rate else 0.05
+    assert differing <= allowed, f"{differing:.2%} of the first batch's tokens are not the codec's tokens of the audio"
+
+
+def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth: Truth) -> None:
+    import torch
+
+    mode = lane_run.trace.header["mode"]
+    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.steps[0]["chunks"]].astype(np.int64))
+    expected = truth.losses(codes).numpy()
+    found = np.array(lane_run.trace.steps[0]["loss_by_codebook"])
+    worst = float(np.max(np.abs(found - expected) / expected))
+    assert worst <= LIMITS[mode], f"by codebook the lane's first loss is {found}, the model's own is {expected}"
+    total = lane_run.trace.steps[0]["loss"]
+    assert abs(total - expected.mean()) <= LIMITS[mode] * total, (
+        f"the first loss is {total!r}; the mean over the codebooks is {expected.mean()!r}"
+    )
+
+
+def test_checkpoint_gives_the_loss_that_training_ended_with(lane_run: RunEvidence, truth: Truth) -> None:
+    import torch
+
+    from harness.lane.adapter import attach
+    from harness.lane.checkpoint import load_adapters
+
+    mode = lane_run.trace.header["mode"]
+    adapters = fresh_adapters(lane_run, truth)
+    load_adapters(lane_run.checkpoint_path, adapters)
+    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.start["chunks"]].astype(np.int64))
+    hook = attach(truth.model.lm, adapters)
+    found = float(truth.losses(codes).mean())
+    hook.remove()
+    said = lane_run.trace.end["eval_loss"]
+    # The checkpoint is rounded to float32, which moves the loss by about 1e-8 of itself.
+    limit = max(LIMITS[mode], 1e-6)
+    assert abs(found - said) <= limit * said, (
+        f"with the checkpoint the first batch's loss is {found!r}; the lane says {said!r}"
+    )
+
+
+def fresh_adapters(run: RunEvidence, truth: Truth) -> Any:
+    """The adapters as the lane makes them from the run's seed, float64."""
+    import torch
+
+    from harness.lane.adapter import make_adapters
+
+    return make_adapters(truth.model.lm.dim, run.trace.header["seed"], dtype=torch.float64, device="cpu")
+
+
+def test_every_adapter_tensor_moved(lane_run: RunEvidence, truth: Truth) -> None:
+    start = {
+        name: value.detach().float().numpy() for name, value in fresh_adapters(lane_run, truth).state_dict().items()
+    }
+    trained = lane_run.checkpoint.tensors
+    assert set(trained) == set(start), f"other tensors than the adapter's: {sorted(set(trained) ^ set(start))}"
+    still = [name for name, value in start.items() if np.array_equal(trained[name], value)]
+    assert not still, f"not moved by the training: {', '.join(still)}"
+
+
+def test_fresh_adapters_are_the_identity(lane_run: RunEvidence, truth: Truth) -> None:
+    import torch
+
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 50, truth.model.lm.dim)))
+    y = x
+    for adapter in fresh_adapters(lane_run, truth):
+        y = adapter(y)
+    assert torch.equal(x, y), "fresh adapters change their input"
+
+
+def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth) -> None:
+    """A change in the future changes no logit of the past, with adapters far from the identity."""
+    import torch
+
+    from harness.lane.adapter import attach
+
+    adapters = fresh_adapters(lane_run, truth)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    codes = truth.codes
+    time = codes.shape[2]
+    frame, delay = time // 2, codes.shape[1]
+    changed = codes.clone()
+    changed[:, :, frame:] = (changed[:, :, frame:] + 17) % truth.model.lm.card
+    hook = attach(truth.model.lm, adapters)
+    with torch.no_grad():
+        one, other = (truth.model.lm.compute_predictions(c, [], truth.conditions).logits for c in (codes, changed))
+    hook.remove()
+    past, future = slice(0, frame - delay + 1), slice(frame + 1, None)
+    leak = float(torch.nan_to_num(one - other)[:, :, past].abs().max())
+    effect = float(torch.nan_to_num(one - other)[:, :, future].abs().max())
+    assert effect > 1e-3, "the probe changed nothing: it would prove nothing"
+    # An FFT's rounding carries 1e-16 of the signal everywhere; a filter that wraps around carries the signal itself.
+    assert leak <= 1e-9 * effect, f"a change of tokens from frame {frame} on moves logits before it by up to {leak:.3g}"
+
+
+def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth) -> None:
+    """The digest that the lane took of its frozen model is that of the model as audiocraft loads it."""
+    import hashlib
+
+    import torch
+
+    dtype = torch.float64 if lane_run.trace.header["mode"] == "universal" else torch.float32
+    digest = hashlib.sha256()
+    for name, tensor in truth.model.lm.state_dict().items():
+        digest.update(name.encode() + b"\0" + tensor.to(dtype).contiguous().numpy().tobytes())
+    assert digest.hexdigest() == lane_run.trace.end["base_digest"]
