@@ -76,6 +76,7 @@ def test_no_network_is_said_with_the_package_and_leaves_the_logs(checkout: Path)
     assert report["objective_status"] == "blocked" and report["first_failed_step"] == "torch"
     assert report["root_cause"].startswith("no network: pip could not reach the package index for torch")
     assert "-m pip install torch==2.13.0" in report["root_cause"]
+    assert "pip is missing; trying ensurepip" in done.stdout, "a new environment has none, and gets one this way"
     assert "will install torch==2.13.0" in done.stdout, "what is changed is printed before"
     stdout, stderr = (checkout / "artifacts" / f"colab_bootstrap_{name}.log" for name in ("stdout", "stderr"))
     assert "pip install torch==2.13.0" in stdout.read_text()
