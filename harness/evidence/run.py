@@ -236,9 +236,12 @@ class RunEvidence:
         return read_checkpoint(self.checkpoint_path)
 
     @_once
-    def checkpoint_float64(self) -> Checkpoint:
-        """The same adapters before rounding, which universal mode leaves."""
-        return read_checkpoint(self.checkpoint_path.with_suffix(".float64.pt"))
+    def checkpoint_float64(self) -> Checkpoint | None:
+        """Universal mode: the same adapters before rounding. None in a mode that has none."""
+        path = self.checkpoint_path.with_suffix(".float64.pt")
+        if not path.exists() and self.trace.header["mode"] != "universal":
+            return None
+        return read_checkpoint(path)
 
     @_once
     def checkpoint_sidecar(self) -> dict[str, Any]:

@@ -31,15 +31,13 @@ def open_regular(path: Path, limit: int, what: str) -> BufferedReader:
         raise mismatch(path, "no such file", what) from None
     except (OSError, ValueError) as error:
         raise mismatch(path, f"a file that cannot be opened ({error})", what) from None
-    file = os.fdopen(descriptor, "rb")
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        file.close()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        os.close(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            raise mismatch(path, f"{status.st_size:,} bytes", f"{what} of at most {limit:,} bytes")
         raise mismatch(path, "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file", what)
-    if status.st_size > limit:
-        file.close()
-        raise mismatch(path, f"{status.st_size:,} bytes", f"{what} of at most {limit:,} bytes")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path, limit: int, what: str) -> bytes:

@@ -138,6 +138,8 @@ class _Reader:
         if expected == "step":
             if found["step"] != len(trace.steps) + 1:
                 raise mismatch(f"{where}: step", str(found["step"]), str(len(trace.steps) + 1))
+            if len(found["chunks"]) != trace.header["batch"]:
+                raise mismatch(f"{where}: chunks", str(len(found["chunks"])), f"{trace.header['batch']}, a whole batch")
             self._check_tensors(found, where)
             trace.steps.append(found)
             return
