@@ -15,14 +15,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-GUARD = 1e-12  # 200 times the largest drift that was measured
-MEASURED_DRIFT = 5e-15  # largest |difference| of a float64 parameter between machines, releases, threads and kernels
+GUARD = 1e-12  # 30 times the largest drift that was measured
+MEASURED_DRIFT = 3e-14  # largest |difference| of a float64 parameter of the shipped lane between kernels and threads
 
 _BLOCK = 1 << 18
 
 
 def guarded_positions(values64: npt.NDArray[np.float64], guard: float) -> list[int]:
-    """The flat indices (sorted) of `values64` (float64, any shape) whose float32 rounding a drift of `guard` may change.
+    """The flat indices (sorted) of `values64` (float64, any shape) whose float32 bits a drift of `guard` may change.
 
     For every other position each float64 within `guard` (absolute) of the value rounds to the same float32 bits.
     Raises ValueError unless `guard` is finite and positive, and when a value is not a finite float64.
@@ -67,10 +67,10 @@ def decode_positions(text: str, *, size: int) -> Sequence[int]:
     last = 0
     for item in text.split(",") if text else ():
         step, _, times = item.partition("*")
-        if not (step.isascii() and step.isdigit() and (not _ or times.isascii() and times.isdigit())):
+        if not (step.isascii() and step.isdigit() and (not _ or (times.isascii() and times.isdigit()))):
             raise ValueError(f"positions are steps such as 5,1*2; found {item[:40]!r}")
         for _repeat in range(min(int(times or 1), size + 1)):
-            if positions and int(step) == 0 or last + int(step) >= size:
+            if (positions and int(step) == 0) or last + int(step) >= size:
                 raise ValueError(f"positions must be strictly increasing and in [0, {size}); found {item[:40]!r}")
             last += int(step)
             positions.append(last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -39,7 +40,7 @@ def reachable(value: float, guard: float) -> set[int]:
                 step = np.nextafter(step, direction)
             around.append(step)
     finite = sorted(float(x) for x in around if np.isfinite(x))
-    middles = [(a + b) / 2 for a, b in zip(finite, finite[1:], strict=False)] + [OVERFLOW, -OVERFLOW]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(finite)] + [OVERFLOW, -OVERFLOW]
     for middle in middles:
         samples |= {middle, math.nextafter(middle, math.inf), math.nextafter(middle, -math.inf)}
     samples |= {0.0, 5e-324, -5e-324}

@@ -1,0 +1,407 @@
+"""The baseline file: one small, strict JSON file for each key, and the folder that holds them.
+
+A file is rejected, with one line that says why, if anything in it is not exactly what `dump` writes: an unknown or
+missing field, a float that is not in canonical hexadecimal form, a number that is not finite, a key whose digest is
+another, a name that does not belong to the key.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.baselines.guard import decode_positions, encode_positions
+from harness.baselines.result import UNIVERSAL, Key, Result, StepResult, TensorResult
+from harness.numerics.sketch import Sketch
+
+SCHEMA = "lane_baseline/1"
+SIZE_LIMIT = 20_000  # bytes
+READ_LIMIT = 1 << 20
+
+
+class BaselineError(Exception):
+    """A baseline file that is not one. The message is one line and names the file."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ between machines, beside what was measured to differ.
+
+    In universal mode it is part of the exact comparison. In the float32 modes it serves results of another numeric
+    class, and no others. `loss`: relative. `tensor`: L2 distance over the L2 norm of the tensor's change in training.
+    """
+
+    loss: float
+    tensor: float
+    measured_loss: float
+    measured_tensor: float
+
+
+# Measured with the shipped lane between numeric classes and thread counts; docs/baselines.md has the table.
+UNIVERSAL_TOLERANCE = Tolerance(loss=1e-11, tensor=1e-9, measured_loss=4.4e-16, measured_tensor=4.5e-14)
+FLOAT32_TOLERANCE = Tolerance(loss=2e-6, tensor=1e-4, measured_loss=2.2e-7, measured_tensor=1.2e-5)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which code computed a result: the commit checked out, whether files differ from it, and a digest of them."""
+
+    commit: str
+    dirty: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """When, why and from what a baseline was recorded."""
+
+    recorded_at: str
+    reason: str
+    code: Code
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A recorded result, and where it lies."""
+
+    path: Path
+    provenance: Provenance
+    result: Result
+    tolerance: Tolerance
+    guard: float | None  # width; None in the float32 modes
+    drift: float | None  # the drift that was measured when the guard was chosen
+
+    @property
+    def recorded(self) -> str:
+        """One line: when, from which commit, why."""
+        code = self.provenance.code
+        changed = ", changed" if code.dirty else ""
+        return f"recorded {self.provenance.recorded_at[:10]} at {code.commit[:12]}{changed}: {self.provenance.reason}"
+
+
+def relative_path(result: Result) -> Path:
+    """Where a result's baseline lies under `baselines/`: readable, and unique by the key's digest."""
+    key = result.key
+    class8 = f"-{key.numeric_class[:8]}" if key.numeric_class else ""
+    name = f"{result.model}-{key.mode}{class8}-{key.digest()[:12]}.json"
+    return Path(re.sub(r"[^\w.-]", "_", key.lane)) / re.sub(r"[^\w.-]", "_", name)
+
+
+def dump(baseline: Baseline) -> str:
+    """The text of a baseline file. Raises ValueError for one above SIZE_LIMIT, and for a number that is not finite."""
+    result = baseline.result
+    code = baseline.provenance.code
+    guard: dict[str, Any] | None = None
+    if baseline.guard is not None and baseline.drift is not None:
+        positions = {name: encode_positions(places) for name, places in result.guarded.items() if len(places)}
+        guard = {"width": _hex(baseline.guard), "measured_drift": _hex(baseline.drift), "positions": positions}
+    tolerance = {name: _hex(value) for name, value in baseline.tolerance.__dict__.items()}
+    document = {
+        "schema": SCHEMA,
+        "key": {**result.key.__dict__, "digest": result.key.digest()},
+        "provenance": {
+            "recorded_at": baseline.provenance.recorded_at,
+            "reason": baseline.provenance.reason,
+            "commit": code.commit,
+            "dirty": code.dirty,
+            "code_digest": code.digest,
+            "model": result.model,
+            "numeric_class": result.numeric_class,
+            "environment": dict(result.environment),
+            "settings": dict(result.settings),
+        },
+        "exact": {
+            "tensor_digest": result.tensor_digest,
+            "guard": guard,
+            "tokens_digest": result.tokens_digest,
+            "dataset_digest": result.dataset_digest,
+            "base_digest": result.base_digest,
+            "start": _hexes(result.start_losses),
+            "curve": {"columns": CURVE_COLUMNS, "rows": [_curve_row(step) for step in result.steps]},
+            "end": _hexes(result.end_losses),
+        },
+        "shape": {
+            "start": _hexes(result.start_param),
+            "steps": {
+                str(step.step): {
+                    name: f"{_hex(step.grad[name])} {_hex(step.param[name])} {_words(step.sketch.get(name), '>f4')}"
+                    for name in step.grad
+                }
+                for step in _kept_steps(result.steps)
+            },
+            "end": {
+                name: f"{tensor.kind} {_hex(tensor.norm)} {_words(tensor.sketch, '>f8')}"
+                for name, tensor in result.tensors.items()
+            },
+        },
+        "tolerance": tolerance,
+    }
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    if len(text.encode()) > SIZE_LIMIT:
+        raise ValueError(f"the baseline would have {len(text.encode()):,} bytes, more than {SIZE_LIMIT:,}")
+    return text
+
+
+def load(path: Path) -> Baseline:
+    """The baseline in a file. Raises BaselineError; FileNotFoundError when there is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(READ_LIMIT + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BaselineError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not data.strip():
+        raise BaselineError(f"{path}: an empty file, no baseline; restore it with git, or record again")
+    try:
+        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        baseline = _parse(document, path)
+        if dump(baseline).encode() != data:
+            raise ValueError("not in the form in which it is written (edited by hand?)")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise BaselineError(f"{path}: no valid baseline: {reason}; restore it with git, or record again") from None
+    return baseline
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of baselines, `baselines/`."""
+
+    root: Path
+
+    def path_for(self, result: Result) -> Path:
+        """Where the baseline of a result with this key lies, whether or not it is there."""
+        return self.root / relative_path(result)
+
+    def get(self, result: Result) -> Baseline | None:
+        """The baseline with exactly this result's key; None where there is none. Raises BaselineError."""
+        path = self.path_for(result)
+        try:
+            baseline = load(path)
+        except FileNotFoundError:
+            return None
+        if baseline.result.key != result.key:
+            raise BaselineError(f"{path}: holds the baseline of another key than its name says")
+        return baseline
+
+    def paths(self) -> list[Path]:
+        """Every baseline file, sorted; the published references under `reference/` are none."""
+        return sorted(path for path in self.root.glob("*/*.json") if path.parent.name != "reference")
+
+    def read(self, result: Result) -> bytes | None:
+        """What lies where this result's baseline belongs, unread; None where there is nothing."""
+        try:
+            return self.path_for(result).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def all(self) -> tuple[list[Baseline], list[str]]:
+        """Every baseline that can be read, and a line for each file that cannot."""
+        baselines: list[Baseline] = []
+        broken: list[str] = []
+        for path in self.paths():
+            try:
+                baselines.append(load(path))
+            except (BaselineError, OSError) as error:
+                broken.append(str(error))
+        return baselines, broken
+
+
+CURVE_COLUMNS = "step chunks batch loss loss_by_codebook valid sanitized grad param"
+
+
+def _curve_row(step: StepResult) -> str:
+    by_codebook = "/".join(map(_hex, step.by_codebook))
+    valid = "/".join(map(str, step.valid))
+    return (
+        f"{step.step} {step.chunks} {step.batch} {_hex(step.loss)} {by_codebook} {valid} {step.sanitized} "
+        f"{_hex(step.grad_total)} {_hex(step.param_total)}"
+    )
+
+
+def _kept_steps(steps: Sequence[StepResult]) -> list[StepResult]:
+    """The steps whose single tensors are kept: the first one, and the middle one of those with sketches."""
+    known = [step for step in steps if step.grad]
+    sketched = [step for step in known if step.sketch]
+    kept = [*known[:1], *sketched[len(sketched) // 2 :][:1]]
+    return kept[:1] if len(kept) == 2 and kept[0] is kept[1] else kept
+
+
+def _parse(document: Any, path: Path) -> Baseline:
+    root = _fields(document, "the file", "schema key provenance exact shape tolerance")
+    if root["schema"] != SCHEMA:
+        raise ValueError(f"schema {root['schema']!r}, expected {SCHEMA!r}")
+    key_fields = _fields(
+        root["key"], "key", "lane mode model_digest dataset_digest settings_digest numeric_class digest"
+    )
+    key = Key(**{name: _str(value) for name, value in key_fields.items() if name != "digest"})
+    if key.digest() != key_fields["digest"]:
+        raise ValueError("the key's digest is not that of its fields")
+    provenance = _fields(
+        root["provenance"],
+        "provenance",
+        "recorded_at reason commit dirty code_digest model numeric_class environment settings",
+    )
+    datetime.datetime.fromisoformat(_str(provenance["recorded_at"]))
+    exact = _fields(
+        root["exact"], "exact", "tensor_digest guard tokens_digest dataset_digest base_digest start curve end"
+    )
+    shape = _fields(root["shape"], "shape", "start steps end")
+    tolerance = _fields(root["tolerance"], "tolerance", "loss tensor measured_loss measured_tensor")
+    tensors = {name: _tensor(text) for name, text in _dict(shape["end"]).items()}
+    sizes = {name: math.prod(map(int, filter(None, t.kind.split(" ")[1].split("x")))) for name, t in tensors.items()}
+    curve = _fields(exact["curve"], "curve", "columns rows")
+    if curve["columns"] != CURVE_COLUMNS:
+        raise ValueError(f"the curve's columns are {curve['columns']!r}, expected {CURVE_COLUMNS!r}")
+    kept = {int(step): _dict(rows) for step, rows in _dict(shape["steps"]).items()}
+    steps = tuple(_step(row, kept) for row in curve["rows"])
+    if not steps or not tensors:
+        raise ValueError("no step or no tensor: there is nothing to compare with")
+    if not set(kept) <= {step.step for step in steps}:
+        raise ValueError("sketches of a step that is not in the curve")
+    width = drift = None
+    guarded: dict[str, Sequence[int]] = {}
+    if (exact["guard"] is not None) != (key.mode == UNIVERSAL):
+        raise ValueError("a guard belongs to universal mode, and to no other")
+    if exact["guard"] is not None:
+        guard = _fields(exact["guard"], "guard", "width measured_drift positions")
+        width, drift = _float(guard["width"]), _float(guard["measured_drift"])
+        for name, text in _dict(guard["positions"]).items():
+            guarded[name] = decode_positions(_str(text), size=sizes[name])
+    result = Result(
+        key=key,
+        model=_str(provenance["model"]),
+        numeric_class=_str(provenance["numeric_class"]),
+        environment={name: _str(value) for name, value in _dict(provenance["environment"]).items()},
+        settings={name: _str(value) for name, value in _dict(provenance["settings"]).items()},
+        dataset_digest=_digest(exact["dataset_digest"]),
+        tokens_digest=_digest(exact["tokens_digest"]),
+        base_digest=_str(exact["base_digest"]),
+        start_losses=_floats(exact["start"]),
+        start_param=_floats(shape["start"]),
+        steps=steps,
+        end_losses=_floats(exact["end"]),
+        tensor_digest=_digest(exact["tensor_digest"]),
+        tensors=tensors,
+        guarded=guarded,
+    )
+    code = Code(_str(provenance["commit"]), provenance["dirty"] is True, _str(provenance["code_digest"]))
+    return Baseline(
+        path=path,
+        provenance=Provenance(_str(provenance["recorded_at"]), _str(provenance["reason"]), code),
+        result=result,
+        tolerance=Tolerance(**{name: _float(value) for name, value in tolerance.items()}),
+        guard=width,
+        drift=drift,
+    )
+
+
+def _step(row: Any, kept: Mapping[int, Mapping[str, Any]]) -> StepResult:
+    cells = _str(row).split(" ")
+    if len(cells) != len(CURVE_COLUMNS.split(" ")):
+        raise ValueError(f"a row of the curve has {len(cells)} columns")
+    step, chunks, batch, loss, by_codebook, valid, sanitized, grad, param = cells
+    tensors = {name: _str(text).split(" ") for name, text in kept.get(int(step), {}).items()}
+    return StepResult(
+        step=int(step),
+        chunks=chunks,
+        batch=batch,
+        loss=_float(loss),
+        by_codebook=tuple(map(_float, by_codebook.split("/"))),
+        valid=tuple(map(int, valid.split("/"))),
+        sanitized=int(sanitized),
+        grad_total=_float(grad),
+        param_total=_float(param),
+        grad={name: _float(norms[0]) for name, norms in tensors.items()},
+        param={name: _float(norms[1]) for name, norms in tensors.items()},
+        sketch={name: _from_words(norms[2], ">f4") for name, norms in tensors.items() if norms[2] != "-"},
+    )
+
+
+def _tensor(text: Any) -> TensorResult:
+    dtype, shape, norm, words = _str(text).split(" ")
+    return TensorResult(f"{dtype} {shape}", _float(norm), _from_words(words, ">f8"))
+
+
+def _hex(value: float) -> str:
+    if not math.isfinite(value):
+        raise ValueError(f"a baseline holds finite numbers; found {value}")
+    return float(value).hex()
+
+
+def _hexes(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: _hex(value) for name, value in values.items()}
+
+
+def _words(values: Sketch | None, dtype: str) -> str:
+    """The big-endian IEEE 754 words of `values`, one after the other, in hexadecimal digits; `-` for none."""
+    if values is None:
+        return "-"
+    if not np.isfinite(values).all():
+        raise ValueError("a baseline holds finite numbers; a sketch is not finite")
+    return values.astype(dtype).tobytes().hex()
+
+
+def _from_words(text: str, dtype: str) -> Sketch:
+    values = np.frombuffer(bytes.fromhex(text), dtype).astype(np.float64)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError("a sketch is empty or not finite")
+    return values
+
+
+def _fields(value: Any, where: str, names: str) -> dict[str, Any]:
+    found = _dict(value)
+    expected = set(names.split())
+    if set(found) != expected:
+        odd = sorted(set(found) ^ expected)[0]
+        raise ValueError(f"{where} has {'an unknown' if odd in found else 'no'} field {odd!r}")
+    return found
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, found {type(value).__name__}")
+    return value
+
+
+def _digest(value: Any) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", _str(value)):
+        raise ValueError("a digest is 64 lower-case hexadecimal digits")
+    return _str(value)
+
+
+def _float(text: Any) -> float:
+    value = float.fromhex(_str(text))
+    if not math.isfinite(value) or value.hex() != text:
+        raise ValueError(f"{text!r} is no finite number in canonical hexadecimal form")
+    return value
+
+
+def _floats(value: Any) -> dict[str, float]:
+    return {name: _float(text) for name, text in _dict(value).items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")

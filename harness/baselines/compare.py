@@ -1,0 +1,395 @@
+"""The comparison of a run with what was recorded, and its verdict.
+
+`compare` looks at one run. Whether a failure comes from the code, from the environment or from chance takes further
+runs, which `judge` asks for through callables: this package never starts the lane by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.baselines.baseline import (
+    FLOAT32_TOLERANCE,
+    UNIVERSAL_TOLERANCE,
+    Baseline,
+    BaselineError,
+    Code,
+    Store,
+    Tolerance,
+)
+from harness.baselines.differences import (
+    Divergence,
+    Item,
+    Rule,
+    first_divergence,
+    likely_cause,
+    moved,
+    rows,
+    settings_changed,
+    table,
+    walk,
+)
+from harness.baselines.result import PARTS, UNIVERSAL, Result, result_of_run
+from harness.evidence import EvidenceError, RunEvidence
+
+Kind = Literal[
+    "match", "tolerance-match", "regression", "nondeterministic", "environment-moved", "incomparable", "missing"
+]
+RECORD = 'pytest -m smoke --snapshot-update --baseline-reason "why the result is right"'
+COLUMNS = ("what", "obtained", "expected", "distance")
+BITS = Rule("to the bit", digests=True, loss=0.0, tensor=0.0)
+
+
+class SecondLegUnavailable(Exception):
+    """The lane as of the baseline's commit cannot be run here. The message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison with the recorded baselines found. `text()` is what a person reads, on one screen."""
+
+    kind: Kind
+    headline: str
+    baseline: Path | None = None
+    recorded: str = ""
+    items: Sequence[Item] = ()
+    where: Divergence | None = None
+    cause: str = ""
+    moved: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    next_command: str = ""
+    compared: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run is good by what was recorded."""
+        return self.kind in ("match", "tolerance-match")
+
+    def holds(self, part: str) -> bool:
+        """Whether one part (`dataset`, `tokens`, `loss` or `checkpoint`) of the run was compared, and agrees.
+
+        Raises ValueError for a part that there is not.
+        """
+        if part not in PARTS:
+            raise ValueError(f"no part {part!r}; the parts are {', '.join(PARTS)}")
+        if not self.compared.get(part):
+            return False
+        return not any(item.criterion and item.part == part and item.out_of_bounds for item in self.items)
+
+    def text(self, part: str | None = None) -> str:
+        """The verdict in words, with a table of what is out of bounds; of one part only, if it is given."""
+        lines = [f"{self.kind}: {self.headline}"]
+        if self.baseline is not None:
+            lines.append(f"baseline  {self.baseline}" + (f" ({self.recorded})" if self.recorded else ""))
+        if self.where is not None:
+            lines.append(f"where     {self.where.text()}")
+        shown, left_out = rows(self.items, part)
+        if shown:
+            lines += table(shown, left_out)
+        if self.moved:
+            more = f" and {len(self.moved) - 6} more" if len(self.moved) > 6 else ""
+            lines.append(f"moved     {'; '.join(self.moved[:6])}{more}")
+        if self.cause:
+            lines.append(f"likely    {self.cause}")
+        lines += [f"note      {note}" for note in self.notes]
+        if self.next_command:
+            lines.append(f"next      {self.next_command}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict for machines: strict JSON values."""
+        shown, left_out = rows(self.items)
+        where = self.where
+        return {
+            "verdict": self.kind,
+            "passed": self.passed,
+            "headline": self.headline,
+            "baseline": None if self.baseline is None else str(self.baseline),
+            "where": None
+            if where is None
+            else {"step": where.step, "phase": where.phase, "tensors": list(where.tensors), "what": where.item.what},
+            "out_of_bounds": [
+                dict(zip(("what", "obtained", "expected", "distance"), i.row(), strict=True)) for i in shown
+            ],
+            "more": left_out,
+            "moved": list(self.moved),
+            "cause": self.cause,
+            "notes": list(self.notes),
+            "next": self.next_command,
+            "compared": dict(self.compared),
+        }
+
+
+def tolerance_for(mode: str) -> Tolerance:
+    """The tolerances that are recorded for a numeric mode."""
+    return UNIVERSAL_TOLERANCE if mode == UNIVERSAL else FLOAT32_TOLERANCE
+
+
+def exact_rule(baseline: Baseline) -> Rule:
+    """What the exact part of a baseline asks of a run with the same key."""
+    if baseline.result.key.mode != UNIVERSAL:
+        return BITS
+    tolerance = baseline.tolerance
+    return Rule("universal", digests=True, loss=tolerance.loss, tensor=tolerance.tensor)
+
+
+def tolerance_rule(tolerance: Tolerance) -> Rule:
+    """What may differ between two results that need not round alike."""
+    return Rule("within tolerance", digests=False, loss=tolerance.loss, tensor=tolerance.tensor)
+
+
+def compare(evidence: RunEvidence, store: Store) -> Verdict:
+    """The verdict on one run alone; `regression` then only says that it fails (see `judge`). Raises nothing."""
+    try:
+        result = _completed(evidence)
+    except EvidenceError as error:
+        return Verdict("incomparable", f"there is nothing to compare in this run: {error}", next_command=_read_log())
+    return compare_result(result, store)[0]
+
+
+def judge(
+    evidence: RunEvidence,
+    store: Store,
+    rerun: Callable[[], RunEvidence] | None = None,
+    second_leg: Callable[[Baseline], RunEvidence | None] | None = None,
+    code: Code | None = None,
+) -> Verdict:
+    """The verdict on a run, with the further runs that a failure needs.
+
+    `rerun` runs the lane again at once, elsewhere; `second_leg` runs the lane as of the baseline's commit here, and
+    raises SecondLegUnavailable where that cannot be done. Neither is called for a run that is good, or that cannot be
+    compared. `code` is the code of this run. An exception of either becomes a note: the run still fails.
+    """
+    try:
+        result = _completed(evidence)
+    except EvidenceError:
+        return compare(evidence, store)
+    verdict, baseline = compare_result(result, store)
+    if verdict.kind != "regression" or baseline is None or result.unreadable:
+        return verdict
+    if rerun is None:
+        note = "this is one run: whether the code, the environment or chance moved it takes a second one"
+        return dataclasses.replace(verdict, notes=(*verdict.notes, note))
+    try:
+        second_evidence = rerun()
+        second = _completed(second_evidence)
+    except Exception as error:
+        return _noted(verdict, f"the second run failed, so that chance is not ruled out: {_one_line(error)}")
+    differing = [item for item in walk(second, result, BITS) if item.out_of_bounds]
+    if any(item.criterion for item in differing):
+        return _nondeterministic(verdict, result, second, second_evidence)
+    verdict = _noted(verdict, "a second run, at once, gave the same bits: not chance")
+    return _code_or_environment(verdict, result, baseline, second_leg, code)
+
+
+def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | None]:
+    """`compare` for a result, with the baseline that it was compared with."""
+    try:
+        baseline = store.get(result)
+    except (BaselineError, OSError) as error:
+        headline = f"what was recorded cannot be read: {error}"
+        return Verdict(
+            "incomparable", headline, store.path_for(result), next_command=f"git checkout -- {store.path_for(result)}"
+        ), None
+    if baseline is not None:
+        return _against(result, baseline, exact_rule(baseline), "match"), baseline
+    everything, broken = store.all()
+    notes = tuple(f"left out: {line}" for line in broken)
+    same_mode = [b for b in everything if (b.result.key.lane, b.result.key.mode) == (result.key.lane, result.key.mode)]
+    if not same_mode:
+        modes = sorted({b.result.key.mode for b in everything if b.result.key.lane == result.key.lane})
+        recorded = f" in {result.key.mode} mode; there is one in {' and '.join(modes)}" if modes else ""
+        return Verdict(
+            "missing", f"nothing is recorded{recorded}", store.path_for(result), notes=notes, next_command=RECORD
+        ), None
+    other_class = [b for b in same_mode if result.key.differing(b.result.key) == ["numeric_class"]]
+    if other_class:
+        latest = max(other_class, key=lambda b: (b.provenance.recorded_at, b.path.name))
+        verdict = _against(result, latest, tolerance_rule(latest.tolerance), "tolerance-match")
+        return dataclasses.replace(verdict, notes=(*notes, *verdict.notes)), latest
+    return _incomparable(result, same_mode, store, notes), None
+
+
+def _completed(evidence: RunEvidence) -> Result:
+    """The result of a run that completed. Raises EvidenceError for another."""
+    status = evidence.status
+    if status["status"] != "completed":
+        raise EvidenceError(
+            f"it did not complete: {status['status']} at {status['first_failed_step']}: {status['root_cause']}"
+        )
+    return result_of_run(evidence)
+
+
+def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verdict:
+    expected = baseline.result
+    items = [*_unreadable(result), *walk(result, expected, rule)]
+    items += _nothing_compared(items, expected)
+    compared = {part: sum(item.criterion and item.part == part for item in items) for part in PARTS}
+    verdict = Verdict(good, "", baseline.path, baseline.recorded, items, compared=compared)
+    if all(verdict.holds(part) for part in PARTS):
+        headline = "the result is the recorded one"
+        if good == "tolerance-match":
+            headline = (
+                f"nothing is recorded for numeric class {result.key.numeric_class[:8]}; loss curve and tensors are "
+                f"within tolerance of the recording from class {expected.key.numeric_class[:8]}"
+            )
+        return dataclasses.replace(verdict, headline=headline)
+    where = first_divergence(items, len(expected.steps))
+    failed = [part for part in PARTS if not verdict.holds(part)]
+    other = f", and beyond the tolerance for another numeric class ({expected.key.numeric_class[:8]})"
+    return dataclasses.replace(
+        verdict,
+        kind="regression",
+        headline=f"not the recorded result: {', '.join(failed)}{'' if good == 'match' else other}",
+        where=where,
+        cause=likely_cause(where, result, expected, items) if where else "",
+        moved=tuple(moved(result, expected)),
+        notes=tuple(f"{part}: {why}" for part, why in result.unreadable.items()),
+        next_command=f"python3 -m harness explain RUN_DIR {baseline.path}; if the change is meant: {RECORD}",
+    )
+
+
+def _unreadable(result: Result) -> list[Item]:
+    phases = {"dataset": "data", "tokens": "tokens", "checkpoint": "checkpoint"}
+    after = {"checkpoint": len(result.steps) + 1}
+    return [
+        Item(
+            part,
+            after.get(part, 0),
+            phases.get(part, "start"),
+            f"the run's {part}",
+            "unreadable",
+            "readable",
+            math.inf,
+            0.0,
+        )
+        for part in result.unreadable
+    ]
+
+
+def _nothing_compared(items: Sequence[Item], expected: Result) -> list[Item]:
+    """An item out of bounds for each part in which nothing decides: a comparison of nothing is a failure."""
+    empty = [part for part in PARTS if not any(item.criterion and item.part == part for item in items)]
+    sizes = [math.prod(map(int, filter(None, t.kind.split(" ")[1].split("x")))) for t in expected.tensors.values()]
+    if "checkpoint" not in empty and sum(sizes) <= sum(map(len, expected.guarded.values())):
+        empty.append("checkpoint")
+    return [Item(part, 0, "start", f"values compared: {part}", "0", "at least 1", math.inf, 0.0) for part in empty]
+
+
+def _nondeterministic(verdict: Verdict, first: Result, second: Result, second_evidence: RunEvidence) -> Verdict:
+    items = list(walk(second, first, BITS))
+    where = first_divergence(items, len(first.steps))
+    return dataclasses.replace(
+        verdict,
+        kind="nondeterministic",
+        headline="two runs of the same code, one after the other, differ (the table is against the baseline)",
+        where=where,
+        cause=(
+            "something draws without a seed, depends on time, memory addresses or thread timing, or runs a "
+            f"nondeterministic kernel, in the {where.phase if where else ''} phase"
+        ),
+        next_command=f"python3 -m harness explain RUN_DIR {second_evidence.run_dir}",
+    )
+
+
+def _code_or_environment(
+    verdict: Verdict,
+    result: Result,
+    baseline: Baseline,
+    second_leg: Callable[[Baseline], RunEvidence | None] | None,
+    code: Code | None,
+) -> Verdict:
+    recorded = baseline.provenance.code
+    code_known = code is not None and bool(code.digest) and bool(recorded.digest)
+    same_code = code is not None and code_known and code.digest == recorded.digest
+    if not verdict.moved and not same_code:
+        told = "and the lane's code is not: the code moved it" if code_known else "so the code moved it"
+        return _noted(verdict, f"the environment is as recorded, {told}")
+    leg: Result | None = None
+    reason = "no way to run it was given"
+    if second_leg is not None:
+        try:
+            evidence = second_leg(baseline)
+            leg = None if evidence is None else _completed(evidence)
+        except Exception as error:  # a leg that fails must not hide the failure that it was to explain
+            reason = _one_line(error)
+    if leg is None and same_code:
+        return _environment_moved(verdict, "the lane's code is, file by file, that of the recording")
+    if leg is None:
+        note = (
+            "the environment differs, and so may the code; which of them moved it is not known, because the lane as of "
+            f"{recorded.commit[:12]} was not run here: {reason}"
+        )
+        return _noted(verdict, note)
+    if leg.key != baseline.result.key:
+        return _noted(verdict, f"the lane as of {recorded.commit[:12]}, run here, computes something else: no help")
+    if _agree(leg, baseline.result, exact_rule(baseline) if leg.key == baseline.result.key else BITS):
+        note = f"the lane as of {recorded.commit[:12]}, run here, still gives the recorded result: the code moved it"
+        return _noted(verdict, note)
+    between = tolerance_rule(baseline.tolerance) if leg.key.mode == UNIVERSAL else BITS
+    if _agree(leg, result, between):
+        return _environment_moved(verdict, f"the lane as of {recorded.commit[:12]}, run here, fails in the same way")
+    note = (
+        f"the lane as of {recorded.commit[:12]}, run here, fails too, and in another way: "
+        "environment and code both moved"
+    )
+    return _noted(verdict, note)
+
+
+def _environment_moved(verdict: Verdict, why: str) -> Verdict:
+    named = "; ".join(verdict.moved[:3]) or "nothing that the provenance names; a library's build, or the baseline file"
+    return dataclasses.replace(
+        verdict,
+        kind="environment-moved",
+        headline=f"the environment changed the result, not the code: {named}",
+        cause=f"{why}; what changed: {named}",
+        next_command=f"go back to the recorded environment, or accept this one: {RECORD}",
+    )
+
+
+def _agree(obtained: Result, expected: Result, rule: Rule) -> bool:
+    return not obtained.unreadable and not any(i.criterion and i.out_of_bounds for i in walk(obtained, expected, rule))
+
+
+def _incomparable(result: Result, others: Sequence[Baseline], store: Store, notes: tuple[str, ...]) -> Verdict:
+    """The recording with the fewest differing fields says what differs. Nothing of the result is compared with it."""
+    nearest = min(others, key=lambda b: (len(result.key.differing(b.result.key)), b.path.name))
+    fields = result.key.differing(nearest.result.key)
+    words = {
+        "dataset_digest": "data",
+        "model_digest": "model",
+        "settings_digest": "settings",
+        "numeric_class": "numeric class",
+    }
+    changes = [
+        f"{words[name]} {getattr(nearest.result.key, name)[:12]} → {getattr(result.key, name)[:12]}" for name in fields
+    ]
+    if "settings_digest" in fields:
+        changes += settings_changed(result, nearest.result)
+    kinds = " and ".join(words[name] for name in fields)
+    return Verdict(
+        "incomparable",
+        f"no recording has this run's {kinds}",
+        store.path_for(result),
+        moved=changes,
+        cause=f"against {nearest.path.name} ({nearest.recorded}), other {kinds}: its result is no measure for this run",
+        notes=notes,
+        next_command=f"undo the change of {kinds}, or record: {RECORD}",
+    )
+
+
+def _noted(verdict: Verdict, note: str) -> Verdict:
+    return dataclasses.replace(verdict, notes=(*verdict.notes, note))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
+
+
+def _read_log() -> str:
+    return "read lane.log and train_report.txt in the run directory"

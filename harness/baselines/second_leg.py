@@ -1,0 +1,145 @@
+"""Which code computed a result, and the lane as of that code, run here: the second leg of a verdict.
+
+The code's digest is made of git's own names for the files' contents, so that git can say which commit has it: a
+baseline that is recorded before its change is committed still leads to the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.baselines.baseline import Baseline, Code
+from harness.baselines.compare import SecondLegUnavailable
+from harness.evidence import RunEvidence
+
+CODE_PATHS = ("harness/lane", "harness/numerics")  # what computes a result
+_COMMITS = 200  # how far back a commit is looked for by its code
+
+
+def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS) -> Code:
+    """The code in a checkout: commit, whether files under `paths` differ from it, and their digest.
+
+    Outside of git the commit is `unknown`, and the code counts as changed.
+    """
+    files = sorted(file for path in paths for file in (repository / path).rglob("*.py"))
+    blobs = [(file.relative_to(repository).as_posix(), _blob(file.read_bytes())) for file in files]
+    try:
+        commit = _git(repository, "rev-parse", "HEAD").strip()
+        dirty = bool(_git(repository, "status", "--porcelain", "--", *paths).strip())
+    except SecondLegUnavailable:
+        commit, dirty = "unknown", True
+    return Code(commit, dirty, _digest(blobs))
+
+
+def run_second_leg(
+    baseline: Baseline,
+    repository: Path,
+    run: Callable[[Path], RunEvidence],
+    paths: Sequence[str] = CODE_PATHS,
+) -> RunEvidence:
+    """Run the lane as of the baseline's code: `run(folder)` gets a temporary checkout of it, and must not keep it.
+
+    The run directory must lie elsewhere. The user's checkout and index are not touched; the temporary checkout is
+    removed, whatever happens. Raises SecondLegUnavailable when no commit with that code is known here, and whatever
+    `run` raises.
+    """
+    with worktree(repository, commit_of(baseline, repository, paths)) as folder:
+        return run(folder)
+
+
+def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_PATHS) -> str:
+    """The commit that has the code a baseline was recorded with. Raises SecondLegUnavailable when none is known here.
+
+    That is the recorded commit; or, where the recording was made from changed files or the commit is gone (a rebase, a
+    squash), the newest of the last 200 commits of these files that has exactly the recorded code.
+    """
+    code = baseline.provenance.code
+    commit = code.commit
+    exists = _has_commit(repository, commit)
+    if exists and not code.dirty and code.digest in ("", _code_digest_at(repository, commit, paths)):
+        return commit
+    log = _git(repository, "log", "--all", f"--max-count={_COMMITS}", "--format=%H", "--", *paths).split()
+    for candidate in log:
+        if code.digest and _code_digest_at(repository, candidate, paths) == code.digest:
+            return candidate
+    if _git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
+        raise SecondLegUnavailable(
+            f"commit {commit[:12]} is not in this shallow clone; git fetch --unshallow brings it"
+        )
+    if code.dirty:
+        raise SecondLegUnavailable(
+            "the baseline was recorded from files that were changed and never committed as they were"
+        )
+    raise SecondLegUnavailable(f"commit {commit[:12]} is not in this repository, and no commit has its code")
+
+
+@contextmanager
+def worktree(repository: Path, commit: str) -> Iterator[Path]:
+    """A temporary checkout of `commit`, removed at the end. Raises SecondLegUnavailable when git cannot make one."""
+    parent = Path(tempfile.mkdtemp(prefix="second-leg-"))
+    folder = parent / commit[:12]
+    try:
+        _git(repository, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", str(folder), commit)
+        try:
+            yield folder
+        finally:
+            _git(repository, "worktree", "remove", "--force", "--force", str(folder), check=False)
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _has_commit(repository: Path, commit: str) -> bool:
+    if len(commit) < 7 or not all(c in "0123456789abcdef" for c in commit):
+        return False
+    try:
+        _git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
+    except SecondLegUnavailable:
+        return False
+    return True
+
+
+def _code_digest_at(repository: Path, commit: str, paths: Sequence[str]) -> str:
+    listing = _git(repository, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *paths)
+    blobs: list[tuple[str, str]] = []
+    for line in listing.split("\0"):
+        if line.endswith(".py"):
+            about, _, path = line.partition("\t")
+            blobs.append((path, about.split(" ")[2]))
+    return _digest(blobs)
+
+
+def _blob(data: bytes) -> str:
+    """Git's name for a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _digest(blobs: Sequence[tuple[str, str]]) -> str:
+    return hashlib.sha256("".join(f"{blob} {path}\n" for path, blob in sorted(blobs)).encode()).hexdigest()
+
+
+def _git(repository: Path, *arguments: str, check: bool = True) -> str:
+    # A hook or another git command may have set GIT_DIR, GIT_INDEX_FILE and others, which name the user's checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(repository), *arguments],
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SecondLegUnavailable(f"git cannot be run: {error}") from None
+    if check and done.returncode != 0:
+        reason = done.stderr.strip().splitlines() or ["no message"]
+        raise SecondLegUnavailable(f"git {arguments[0]} failed: {reason[-1][:200]}")
+    return done.stdout

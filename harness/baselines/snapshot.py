@@ -1,0 +1,240 @@
+"""The gates that compare with a baseline: `assert evidence == baseline("loss")`, through syrupy.
+
+How it hangs together. One baseline file holds all of a run, so that it is recorded and reviewed as one; four gates each
+hold one part of the run against it. `Gates` has what they share: the verdict, found once a session, and the recording,
+done at most once. `baseline(part)` is syrupy's own assertion object with an extension of ours, so that syrupy counts
+the gate, reports it and obeys `--snapshot-update`. In `==` syrupy asks the extension where the snapshot lies
+(`get_location`: the file of the run's key), reads it, asks `matches` (the verdict decides), and on `--snapshot-update`
+has it written (`write_snapshot_collection`: `record` writes the file, or refuses; a refusal fails the gate). After one
+gate has recorded, the others compare with the new file. The failure's text is the verdict's (`get_assert_diff`).
+Nothing is ever found unused or deleted by syrupy: `discover_snapshots` tells it of no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pytest
+from syrupy.assertion import DiffMode, SnapshotAssertion
+from syrupy.data import SnapshotCollection, SnapshotCollections
+from syrupy.extensions.base import AbstractSyrupyExtension
+from syrupy.location import PyTestLocation
+
+from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.compare import Verdict, compare, judge
+from harness.baselines.record import RecordRefused, is_current, record, refusal
+from harness.baselines.result import PARTS, result_of_run
+from harness.evidence import EvidenceError, RunEvidence
+
+
+class BaselineFactory(Protocol):
+    """What the fixture `baseline` gives a gate."""
+
+    def __call__(self, part: str) -> SnapshotAssertion:
+        """The recorded `part` (`dataset`, `tokens`, `loss` or `checkpoint`), to be compared with a run by `==`."""
+
+
+class Gates:
+    """What the gates of one session share: the run, the store, the verdict, and the recording.
+
+    `rerun`, `second_leg`, `code`: see `judge`; recording needs `rerun` too. `reason`: of a recording. `update`: whether
+    this session records (`--snapshot-update`).
+    """
+
+    def __init__(
+        self,
+        evidence: RunEvidence,
+        store: Store,
+        *,
+        code: Code,
+        rerun: Callable[[], RunEvidence] | None = None,
+        second_leg: Callable[[Baseline], RunEvidence | None] | None = None,
+        update: bool = False,
+        reason: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.evidence = evidence
+        self.store = store
+        self.changes: list[str] = []  # what was recorded, for the end of the session
+        self._code = code
+        self._rerun = rerun
+        self._second_leg = second_leg
+        self._update = update
+        self._reason = reason
+        self._environment = environment
+        self._verdict: Verdict | None = None
+        self._refused: RecordRefused | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the session's run, with the further runs that a failure needs; found once."""
+        if self._verdict is None:
+            if self._update:
+                self._verdict = compare(self.evidence, self.store)
+            else:
+                self._verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
+        return self._verdict
+
+    @property
+    def location(self) -> Path:
+        """The file that the run is compared with, or would be recorded in."""
+        if self._update or self.verdict.baseline is None:
+            try:
+                return self.store.path_for(result_of_run(self.evidence))
+            except EvidenceError:
+                return self.store.root / "none.json"
+        return self.verdict.baseline
+
+    def holds(self, part: str) -> bool:
+        """Whether a part of the run is what was recorded; while recording: and whether nothing is to be recorded."""
+        verdict = self.verdict
+        if not self._update or not verdict.passed:
+            return verdict.holds(part)
+        # Good by another class's recording, or recorded with other tolerances than today's: to be recorded.
+        result = result_of_run(self.evidence)
+        baseline = self.store.get(result)
+        return baseline is not None and is_current(result, baseline, self.store)
+
+    def record(self) -> None:
+        """Run the lane a second time and record both. Raises RecordRefused, the same each time."""
+        if self._refused is None:
+            try:
+                self._record()
+            except RecordRefused as error:
+                self._refused = error
+        if self._refused is not None:
+            raise RecordRefused(str(self._refused))
+
+    def _record(self) -> None:
+        import os
+
+        refused = refusal(self._reason, os.environ if self._environment is None else self._environment)
+        if refused or self._rerun is None:
+            raise RecordRefused(
+                refused or "recording takes a second run, and there is no way to run the lane again here"
+            )
+        try:
+            seen = self.store.read(result_of_run(self.evidence))
+        except EvidenceError as error:
+            raise RecordRefused(f"the run is no good, and a failed run is never recorded: {error}") from None
+        try:
+            second = self._rerun()
+        except Exception as error:
+            raise RecordRefused(f"the second run failed, so nothing is recorded: {error}") from error
+        self.changes += record(
+            self.evidence,
+            second,
+            self.store,
+            reason=self._reason,
+            code=self._code,
+            environment=self._environment,
+            seen=seen,
+        )
+        self._verdict = None
+
+    def summary(self) -> list[str]:
+        """Lines for the end of the session: what was recorded, and a verdict that passes without being a match."""
+        lines = list(self.changes)
+        if self._verdict is not None and self._verdict.kind == "tolerance-match":
+            lines.append(f"{self._verdict.kind}: {self._verdict.headline} ({self._verdict.baseline})")
+        return lines
+
+
+class BaselineExtension(AbstractSyrupyExtension):
+    """Syrupy's view of one part of the baselines. A subclass for each assertion carries `gates` and `part`."""
+
+    gates: ClassVar[Gates]
+    part: ClassVar[str]
+    file_extension = "json"
+    write_immediately = True  # a refused recording fails the gate, not the end of the session
+
+    def serialize(self, data: Any, **_: Any) -> str:
+        """One line for syrupy to keep. Raises TypeError for anything but the session's run."""
+        if data is not self.gates.evidence:
+            raise TypeError(f"a baseline is compared with the run of the session, not with {type(data).__name__}")
+        return f"{self.part} of {self.gates.evidence.run_dir}"
+
+    def matches(self, *, serialized_data: Any, snapshot_data: Any) -> bool:
+        """Whether the verdict lets this part of the run pass."""
+        return self.gates.holds(self.part)
+
+    def read_snapshot_data_from_location(
+        self, *, snapshot_location: str, snapshot_name: str, session_id: str
+    ) -> str | None:
+        """One line for syrupy to keep, where there is a file; what it holds is for the verdict to read."""
+        return f"{self.part} in {snapshot_location}" if Path(snapshot_location).exists() else None
+
+    @classmethod
+    def write_snapshot_collection(
+        cls, *, snapshot_collection: SnapshotCollection, name_order: dict[str, int] | None = None
+    ) -> None:
+        """Record the session's run. Raises RecordRefused."""
+        cls.gates.record()
+
+    @classmethod
+    def get_location(cls, *, test_location: PyTestLocation, index: Any) -> str:
+        """The file of the run's key; the same for every gate."""
+        return str(cls.gates.location)
+
+    @classmethod
+    def matches_test_location(cls, *, test_location: PyTestLocation, snapshot_location: str) -> bool:
+        """Every gate belongs to the one file."""
+        return True
+
+    @classmethod
+    def dirname(cls, *, test_location: PyTestLocation) -> str:
+        """The folder of baselines."""
+        return str(cls.gates.store.root)
+
+    def discover_snapshots(self, **_: Any) -> SnapshotCollections:
+        """None: what syrupy does not know of, it cannot find unused, and cannot delete."""
+        return SnapshotCollections()
+
+    def read_snapshot_collection(self, *, snapshot_location: str) -> SnapshotCollection:
+        """An empty collection; never asked for, since nothing is discovered."""
+        return SnapshotCollection(location=snapshot_location)
+
+    def delete_snapshots(self, *, snapshot_location: str, snapshot_names: set[str]) -> None:
+        """Baselines are deleted by people, with git."""
+        raise RecordRefused(f"{snapshot_location}: a test session deletes no baseline")
+
+
+class BaselineAssertion(SnapshotAssertion):
+    """Syrupy's assertion, whose failure is the verdict's text."""
+
+    def get_assert_diff(self, *, diff_mode: DiffMode = DiffMode.DETAILED) -> list[str]:
+        """The lines of a failure: why recording was refused, or the verdict with what is out of bounds in this part."""
+        extension = self.extension
+        assert isinstance(extension, BaselineExtension)
+        error = self.executions[self.num_executions - 1].exception
+        if isinstance(error, RecordRefused):
+            return ["nothing was recorded:", *str(error).splitlines()]
+        if error is not None:
+            return super().get_assert_diff(diff_mode=diff_mode)
+        lines = extension.gates.verdict.text(extension.part).splitlines()
+        return lines[:1] if diff_mode == DiffMode.DISABLED else lines
+
+
+def baseline_factory(request: pytest.FixtureRequest, gates: Gates) -> BaselineFactory:
+    """The value of the fixture `baseline`, for one test: `assert lane_run == baseline("loss")`.
+
+    `request`: of a function-scoped fixture; `gates`: of the session.
+    """
+    options = request.config.option
+    session: Any = request.config
+
+    def baseline(part: str) -> SnapshotAssertion:
+        if part not in PARTS:
+            raise ValueError(f"no part {part!r}; the parts are {', '.join(PARTS)}")
+        extension = type("BoundBaselineExtension", (BaselineExtension,), {"gates": gates, "part": part})
+        return BaselineAssertion(
+            session=session._syrupy,
+            extension_class=extension,
+            test_location=PyTestLocation(request.node),
+            update_snapshots=options.update_snapshots,
+            update_new_snapshots_only=options.update_new_snapshots_only,
+        )(name=part)
+
+    return baseline
