@@ -20,7 +20,7 @@ from harness.evidence.strict import open_regular
 from harness.numerics.digest import dtype_name, raw_bits, tensor_digest
 
 CHECKPOINT_LIMIT = 16 << 30
-ARRAY_LIMIT = 4 << 30
+ARRAY_LIMIT = 2 << 30
 # A smaller checkpoint is read into memory: mapped pages of a file that somebody truncates meanwhile kill the process.
 MAP_ABOVE = 512 << 20
 PICKLE_LIMIT = 64 << 20

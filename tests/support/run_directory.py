@@ -65,7 +65,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
     losses = random.uniform(1.0, 4.0, steps).tolist()
     norms = {name: float(np.linalg.norm(value)).hex() for name, value in tensors64.items()}
     sketches = {name: [float(p).hex() for p in sketch(value)] for name, value in tensors64.items()}
-    by_codebook = [float(2.0).hex()] * CODEBOOKS
+    by_codebook = [(2.0).hex()] * CODEBOOKS
     lines: list[dict[str, Any]] = [
         {
             "kind": "header",
@@ -93,7 +93,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
             "kind": "start",
             "base_digest": hashlib.sha256(b"base").hexdigest(),
             "chunks": [0, 1],
-            "loss_without_adapters": float(4.0).hex(),
+            "loss_without_adapters": (4.0).hex(),
             "loss": losses[0].hex(),
             "param": norms,
         },
@@ -120,7 +120,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
             "kind": "end",
             "steps": steps,
             "loss": losses[-1].hex(),
-            "eval_loss": float(1.5).hex(),
+            "eval_loss": (1.5).hex(),
             "eval_loss_by_codebook": by_codebook,
             "base_digest": hashlib.sha256(b"base").hexdigest(),
             "param": norms,

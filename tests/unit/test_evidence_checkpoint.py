@@ -1,0 +1,259 @@
+"""Reading checkpoints: right values from good files, one clear line from bad ones, and nothing executed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.evidence import EvidenceError, read_array, read_checkpoint
+from harness.numerics.digest import file_sha256, raw_bits, tensor_digest
+
+
+def refused(path: Path) -> str:
+    """The one printable line with which reading `path` is refused."""
+    with pytest.raises(EvidenceError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and message.isprintable()
+    return message
+
+
+def saved(path: Path, value: Any, **options: Any) -> Path:
+    import torch
+
+    torch.save(value, path, **options)
+    return path
+
+
+def tensor(*values: float) -> Any:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32)
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+def test_the_lanes_own_layout(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"adapter": {"b": tensor(1, 2), "a": tensor(3)}, "meta": {"seed": 3, "lane": "x"}})
+    found = read_checkpoint(path)
+    assert list(found.tensors) == ["a", "b"] and found.meta == {"seed": 3, "lane": "x"}
+    assert found.tensors["b"].tolist() == [1.0, 2.0] and found.dtypes == {"a": "float32", "b": "float32"}
+    assert found.tensor_digest == tensor_digest(found.tensors)
+    assert (found.path, found.bytes, found.sha256) == (path, path.stat().st_size, file_sha256(path))
+    with pytest.raises(ValueError):
+        found.tensors["b"][0] = 5.0
+
+
+def test_nested_dictionaries_are_flattened(tmp_path: Path) -> None:
+    state = {"model": {"x": tensor(1)}, "opt": [{"m": tensor(2), "lr": 0.1}], "adapter": tensor(3), 7: None}
+    found = read_checkpoint(saved(tmp_path / "a.pt", state))
+    assert sorted(found.tensors) == ["adapter", "model.x", "opt.0.m"]
+    assert found.meta == {"opt.0.lr": 0.1, "7": None}
+
+
+def test_bfloat16_keeps_its_values_and_its_bits(tmp_path: Path) -> None:
+    import torch
+
+    values = torch.tensor([1.0, -2.5, float("inf"), 3e-39, -0.0]).bfloat16()
+    found = read_checkpoint(saved(tmp_path / "a.pt", {"w": values}))
+    assert found.dtypes == {"w": "bfloat16"} and found.tensors["w"].dtype == np.float32
+    assert found.tensors["w"].tobytes() == values.float().numpy().tobytes()
+    bits = raw_bits("bfloat16", values.view(torch.uint16).numpy())
+    assert found.tensor_digest == tensor_digest({"w": bits}) != tensor_digest({"w": values.float().numpy()})
+
+
+def test_tensors_of_other_kinds(tmp_path: Path) -> None:
+    import torch
+
+    whole = torch.arange(6.0)
+    state = {
+        "transposed": whole.view(2, 3).t(),
+        "slice": whole[1:3],
+        "parameter": torch.nn.Parameter(tensor(1)),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "bool": torch.tensor([True]),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(5, dtype=torch.int64),
+    }
+    found = read_checkpoint(saved(tmp_path / "a.pt", state)).tensors
+    assert found["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["slice"].tolist() == [1, 2]
+    assert found["conjugate"].tolist() == [1 - 2j] and found["empty"].shape == (0, 3) and found["scalar"] == 5
+
+
+def test_a_large_checkpoint_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(1, 2)})
+    expected = read_checkpoint(path)
+    monkeypatch.setattr("harness.evidence.checkpoint.MAP_ABOVE", 0)
+    assert read_checkpoint(path).tensor_digest == expected.tensor_digest
+
+
+def test_a_hostile_pickle_is_refused_unread(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(1), "x": Hostile(f"touch {tmp_path}/executed")})
+    assert "refused unread, expected tensors and plain values only" in refused(path)
+    path.write_bytes(pickle.dumps(Hostile(f"touch {tmp_path}/executed")))
+    assert "no readable archive" in refused(path)
+    saved(path, {"w": Hostile(f"touch {tmp_path}/executed")}, _use_new_zipfile_serialization=False)
+    assert "no readable archive" in refused(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(*range(100))})
+    data = path.read_bytes()
+    for end in (0, 1, 4, 100, len(data) // 2, len(data) - 30, len(data) - 1):
+        path.write_bytes(data[:end])
+        refused(path)
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    assert "no such file" in refused(path)
+    path.mkdir()
+    assert "a folder" in refused(path)
+    path.rmdir()
+    path.write_text("not a checkpoint")
+    assert "no readable archive" in refused(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "found an archive with 'readme.txt'" in refused(path)
+    with zipfile.ZipFile(path, "w"):
+        pass
+    assert "no member" in refused(path)
+    for nothing in ({}, {"adapter": {}, "meta": {}}, 3, "text", {"lr": 0.1}):
+        assert "no tensor" in refused(saved(path, nothing))
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+    assert "the compressed member 'archive/data.pkl'" in refused(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\0" * (64 << 20))
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02")
+    data[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFFE)  # the size that the directory announces
+    path.write_bytes(data)
+    assert "arrays of more bytes than are read" in refused(path)
+
+
+def test_members_that_overlap(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(1)})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 20 : at + 28] = struct.pack("<II", 1 << 30, 1 << 30)
+    path.write_bytes(data)
+    assert "members larger than the file's" in refused(path)
+
+
+def test_a_view_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(1).expand(1 << 40)})
+    assert "a.pt: w: found 1,099,511,627,776 elements" in refused(path)
+
+
+def test_shared_storage_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.evidence.checkpoint.SHARING_LIMIT", 0)
+    assert "times the file's size" in refused(saved(tmp_path / "a.pt", {"w": tensor(1)}))
+
+
+def test_nesting_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle: dict[str, Any] = {"w": tensor(1)}
+    cycle["self"] = cycle
+    assert "nested without end" in refused(saved(tmp_path / "a.pt", cycle))
+    wide: Any = "text"
+    for _ in range(40):
+        wide = {"a": wide, "b": wide}
+    monkeypatch.setattr("harness.evidence.checkpoint.NODES_LIMIT", 1000)
+    assert "nested without end" in refused(saved(tmp_path / "a.pt", wide))
+
+
+def test_names_must_not_clash(tmp_path: Path) -> None:
+    assert "two values of the name 'a.b'" in refused(
+        saved(tmp_path / "a.pt", {"a.b": tensor(1), "a": {"b": tensor(2)}})
+    )
+    assert "two values of the name '0'" in refused(saved(tmp_path / "a.pt", {0: tensor(1), "0": tensor(2)}))
+    assert "a key of type tuple" in refused(saved(tmp_path / "a.pt", {(1, 2): tensor(1)}))
+    assert "a tensor without a digest" in refused(saved(tmp_path / "a.pt", {"a\0b": tensor(1)}))
+
+
+def test_tensors_that_hold_no_plain_numbers(tmp_path: Path) -> None:
+    import torch
+
+    for bad in (torch.eye(2).to_sparse(), torch.zeros(2, device="meta")):
+        assert "a.pt: w: found a tensor of torch.float32" in refused(saved(tmp_path / "a.pt", {"w": bad}))
+
+
+def test_npz(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    arrays = {"w": np.arange(6.0).reshape(2, 3).T, "b": np.array([1], ">i2"), "s": np.array(2.5), "e": np.zeros((0, 3))}
+    np.savez(path, **arrays)
+    found = read_checkpoint(path)
+    assert list(found.tensors) == ["b", "e", "s", "w"] and found.dtypes["b"] == "int16"
+    assert found.tensor_digest == tensor_digest(arrays)
+    np.savez_compressed(path, **arrays)
+    assert read_checkpoint(path).tensor_digest == found.tensor_digest
+
+
+def test_npz_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, w=np.array([Hostile(f"touch {tmp_path}/executed")], dtype=object), allow_pickle=True)
+    assert "w: found an array of object" in refused(path)
+    np.savez(path, w=np.arange(1000.0))
+    data = bytearray(path.read_bytes())
+    data[2000] ^= 1
+    path.write_bytes(data)
+    assert "a damaged member" in refused(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def npy(header: str) -> bytes:
+    text = header.encode().ljust(118)
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 10**99)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}",
+        "{'descr': '<f4', 'fortran_order': False}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)",
+        "(" * 100,
+    ],
+)
+def test_an_npy_header_that_lies(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(header) + b"\0" * 8)
+    with pytest.raises(EvidenceError, match=r"a\.npy"):
+        read_array(path)
+
+
+def test_an_npy_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}") + np.float32([1, 2]).tobytes())
+    assert read_array(path).tolist() == [1.0, 2.0]
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}]), allow_pickle=True)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(EvidenceError, match="an array of object"):
+        read_array(path)
