@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.baselines.guard import decode_positions, encode_positions
-from harness.baselines.result import UNIVERSAL, Key, Result, StepResult, TensorResult
+from harness.baselines.result import UNIVERSAL, Key, Result, StepResult, TensorResult, shown
 from harness.numerics.sketch import Sketch
 
 SCHEMA = "lane_baseline/1"
@@ -278,6 +278,7 @@ def _parse(document: Any, path: Path) -> Baseline:
         for name, text in _dict(guard["positions"]).items():
             guarded[name] = decode_positions(_str(text), size=sizes[name])
     result = Result(
+        source=shown(path),
         key=key,
         model=_str(provenance["model"]),
         numeric_class=_str(provenance["numeric_class"]),

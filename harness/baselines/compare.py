@@ -34,7 +34,7 @@ from harness.baselines.differences import (
     table,
     walk,
 )
-from harness.baselines.result import PARTS, UNIVERSAL, Result, result_of_run
+from harness.baselines.result import PARTS, UNIVERSAL, Result, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
 
 Kind = Literal[
@@ -85,12 +85,12 @@ class Verdict:
         """The verdict in words, with a table of what is out of bounds; of one part only, if it is given."""
         lines = [f"{self.kind}: {self.headline}"]
         if self.baseline is not None:
-            lines.append(f"baseline  {self.baseline}" + (f" ({self.recorded})" if self.recorded else ""))
+            lines.append(f"baseline  {shown(self.baseline)}" + (f" ({self.recorded})" if self.recorded else ""))
         if self.where is not None:
             lines.append(f"where     {self.where.text()}")
-        shown, left_out = rows(self.items, part)
-        if shown:
-            lines += table(shown, left_out)
+        chosen, left_out = rows(self.items, part)
+        if chosen:
+            lines += table(chosen, left_out)
         if self.moved:
             more = f" and {len(self.moved) - 6} more" if len(self.moved) > 6 else ""
             lines.append(f"moved     {'; '.join(self.moved[:6])}{more}")
@@ -103,7 +103,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict for machines: strict JSON values."""
-        shown, left_out = rows(self.items)
+        chosen, left_out = rows(self.items)
         where = self.where
         return {
             "verdict": self.kind,
@@ -176,13 +176,12 @@ def judge(
         note = "this is one run: whether the code, the environment or chance moved it takes a second one"
         return dataclasses.replace(verdict, notes=(*verdict.notes, note))
     try:
-        second_evidence = rerun()
-        second = _completed(second_evidence)
+        second = _completed(rerun())
     except Exception as error:
         return _noted(verdict, f"the second run failed, so that chance is not ruled out: {_one_line(error)}")
     differing = [item for item in walk(second, result, BITS) if item.out_of_bounds]
     if any(item.criterion for item in differing):
-        return _nondeterministic(verdict, result, second, second_evidence)
+        return _nondeterministic(verdict, result, second)
     verdict = _noted(verdict, "a second run, at once, gave the same bits: not chance")
     return _code_or_environment(verdict, result, baseline, second_leg, code)
 
@@ -194,7 +193,10 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
     except (BaselineError, OSError) as error:
         headline = f"what was recorded cannot be read: {error}"
         return Verdict(
-            "incomparable", headline, store.path_for(result), next_command=f"git checkout -- {store.path_for(result)}"
+            "incomparable",
+            headline,
+            store.path_for(result),
+            next_command=f"git checkout -- {shown(store.path_for(result))}",
         ), None
     if baseline is not None:
         return _against(result, baseline, exact_rule(baseline), "match"), baseline
@@ -250,7 +252,7 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
         cause=likely_cause(where, result, expected, items) if where else "",
         moved=tuple(moved(result, expected)),
         notes=tuple(f"{part}: {why}" for part, why in result.unreadable.items()),
-        next_command=f"python3 -m harness explain RUN_DIR {baseline.path}; if the change is meant: {RECORD}",
+        next_command=f"python3 -m harness explain {result.source} {expected.source}; if the change is meant: {RECORD}",
     )
 
 
@@ -281,7 +283,7 @@ def _nothing_compared(items: Sequence[Item], expected: Result) -> list[Item]:
     return [Item(part, 0, "start", f"values compared: {part}", "0", "at least 1", math.inf, 0.0) for part in empty]
 
 
-def _nondeterministic(verdict: Verdict, first: Result, second: Result, second_evidence: RunEvidence) -> Verdict:
+def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdict:
     items = list(walk(second, first, BITS))
     where = first_divergence(items, len(first.steps))
     return dataclasses.replace(
@@ -293,7 +295,7 @@ def _nondeterministic(verdict: Verdict, first: Result, second: Result, second_ev
             "something draws without a seed, depends on time, memory addresses or thread timing, or runs a "
             f"nondeterministic kernel, in the {where.phase if where else ''} phase"
         ),
-        next_command=f"python3 -m harness explain RUN_DIR {second_evidence.run_dir}",
+        next_command=f"python3 -m harness explain {first.source} {second.source}",
     )
 
 

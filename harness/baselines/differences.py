@@ -62,7 +62,8 @@ class Item:
             return "differs"
         if math.isnan(self.distance):
             return "not a number"
-        return f"{self.distance:.1e}" + (f" (allowed {self.allowed:.0e})" if self.criterion else "")
+        unit = {"loss": " relative", "checkpoint": " of its change"}[self.part] if self.criterion else ""
+        return f"{self.distance:.1e}{unit}" + (f" (allowed {self.allowed:.0e})" if self.criterion else "")
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,20 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
             distance = _sketches_apart(p.sketch, q.sketch, scales[name])
             criterion, allowed = rule.tensor > 0.0, rule.tensor or EQUAL_SKETCH
             yield Item(
-                "checkpoint", count, "checkpoint", name, p.norm, q.norm, distance, allowed, name, criterion=criterion
+                "checkpoint",
+                count,
+                "checkpoint",
+                f"norm of {name}",
+                p.norm,
+                q.norm,
+                distance,
+                allowed,
+                name,
+                criterion=criterion,
             )
     if rule.digests:
         digest = obtained.digest_as(expected)
-        label = "guarded tensor digest" if expected.guarded else "tensor digest"
+        label = "guarded tensor digest" if rule.name == "universal" else "tensor digest"
         yield text("checkpoint", count, "checkpoint", label, digest or None, expected.tensor_digest or None)
 
 

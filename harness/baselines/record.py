@@ -171,9 +171,9 @@ def _agreed(first: RunEvidence, second: RunEvidence) -> Result:
     items = list(walk(two, one, BITS))
     if len(set(before)) > 1 or any(item.criterion and item.out_of_bounds for item in items):
         where = first_divergence(items, len(one.steps))
-        shown, left_out = rows(items)
+        chosen, left_out = rows(items)
         place = f"first at {where.text()}" if where else "in the parameters before rounding to float32"
-        lines = [f"two runs, one after the other, differ: {place}", *(table(shown, left_out) if shown else [])]
+        lines = [f"two runs, one after the other, differ: {place}", *(table(chosen, left_out) if chosen else [])]
         lines.append("a result that does not repeat is no baseline: first find what is not seeded")
         raise RecordRefused("\n".join(lines))
     return one
@@ -187,9 +187,9 @@ def _moved(new: Baseline, old: Baseline | None) -> list[str]:
             f"  {len(result.steps)} steps, loss {result.steps[0].loss:.6g} to {last.loss:.6g}; "
             f"tensor digest {result.tensor_digest[:12]}, {sum(map(len, result.guarded.values()))} parameters guarded"
         ]
-    shown, left_out = rows(walk(result, old.result, exact_rule(old)))
+    chosen, left_out = rows(walk(result, old.result, exact_rule(old)))
     lines = []
-    for item in shown:
+    for item in chosen:
         what, obtained, expected, distance = item.row()
         lines.append(f"  {what}: {expected} → {obtained} ({distance})")
     if left_out:

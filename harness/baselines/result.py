@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class TensorResult:
 class Result:
     """One result of the lane. `unreadable` says, for a part, why the files of the run do not show it."""
 
+    source: str  # the run directory or the baseline file
     key: Key
     model: str
     numeric_class: str
@@ -140,6 +142,7 @@ def result_of_run(evidence: RunEvidence) -> Result:
     mode = header["mode"]
     unrounded: Mapping[str, npt.NDArray[Any]] = values if values64 is None else values64
     return Result(
+        source=shown(evidence.run_dir),
         key=Key(
             lane=header["lane"],
             mode=mode,
@@ -185,6 +188,12 @@ def norm_of(array: npt.NDArray[Any]) -> float:
 def kind_of(array: npt.NDArray[Any]) -> str:
     """Dtype and shape: `float32 128x64`."""
     return f"{dtype_name(array.dtype)} {'x'.join(map(str, array.shape))}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here: relative, where it lies below the current directory."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def _step(line: Mapping[str, Any]) -> StepResult:
