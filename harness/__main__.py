@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "test": Command("harness.bootstrap.commands:test", "set up if needed, then ruff, mypy and the whole suite", False),
     "bootstrap": Command("harness.bootstrap.commands:bootstrap", "only set up", False),
+    "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do", False),
 }
 
 _OWN_HELP = {
@@ -61,6 +62,11 @@ usage: python3 -m harness bootstrap
 
 Sets up and does nothing else. Into the active virtual environment or Colab's interpreter if there is one, into .venv
 in the checkout otherwise. A torch that is installed is never replaced. A second call finds nothing to do.""",
+    "doctor": """\
+usage: python3 -m harness doctor
+
+One line about each thing a run depends on, with what to do where something is off. Changes nothing. Exit code 1 if
+something is off.""",
 }
 
 SWITCHES = """\

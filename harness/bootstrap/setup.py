@@ -75,7 +75,7 @@ def fingerprint(root: Path, python: Path, folders: tuple[Path, ...], settings: S
     stat = binary.stat()
     parts = {
         "bootstrap": BOOTSTRAP_VERSION,
-        "pyproject": hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
+        "pyproject": _pyproject_digest(root),
         "root": str(root),
         "python": [str(binary), stat.st_size, stat.st_mtime_ns],
         "installed": sorted(str(folder) for _, folder in metadata_folders(folders).values()),
@@ -83,6 +83,10 @@ def fingerprint(root: Path, python: Path, folders: tuple[Path, ...], settings: S
         "audiocraft": [settings.audiocraft_editable, str(settings.audiocraft_source)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _pyproject_digest(root: Path) -> str:
+    return hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()
 
 
 def find_ready(root: Path, target: Target, settings: SetupSettings) -> Setup | None:
@@ -138,7 +142,9 @@ def _change(root: Path, environ: dict[str, str], settings: SetupSettings, target
         read_requirements(root / "pyproject.toml"),
         before,
         is_own=target.is_own,
-        project_is_linked=editable_source(interpreter.folders, PROJECT) == root,
+        project_is_linked=editable_source(interpreter.folders, PROJECT) == root
+        # The link carries a copy of what was declared, entry points for instance.
+        and state.get("pyproject", _pyproject_digest(root)) == _pyproject_digest(root),
         vanished=tuple(sorted(set(state.get("installed", {})) - set(before) - {"audiocraft"})),
         audiocraft=mode,
         audiocraft_source=settings.audiocraft_source,
@@ -250,6 +256,7 @@ def _remember(setup: Setup, root: Path, folders: tuple[Path, ...], settings: Set
     state = {
         "schema": STATE_SCHEMA,
         "fingerprint": fingerprint(root, setup.python, folders, settings),
+        "pyproject": _pyproject_digest(root),
         "folders": [str(folder) for folder in folders],
         "installed": versions,
         "audiocraft": {

@@ -28,7 +28,7 @@ def test_help_lists_every_command_the_exit_codes_and_the_switches() -> None:
     assert "\033" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "test", "bootstrap"])
+@pytest.mark.parametrize("name", ["run", "test", "bootstrap", "doctor"])
 def test_each_command_of_the_set_up_has_help_that_sets_nothing_up(name: str, tmp_path: Path) -> None:
     done = harness(ROOT, name, "--help", environ=clean_environ(LANE_RUN_DIR=str(tmp_path)))
     assert done.returncode == 0
@@ -66,8 +66,8 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
 
 @pytest.mark.parametrize("path", BOOTSTRAP_FILES, ids=lambda path: path.name)
 def test_the_set_up_imports_the_standard_library_and_itself(path: Path) -> None:
-    # Two modules of the lane know how a report is written, and import nothing but the standard library themselves.
-    own = ("harness.bootstrap", "harness.lane.files", "harness.lane.report")
+    # These know how a report is written and what a mode sets, and import nothing but the standard library themselves.
+    own = ("harness.bootstrap", "harness.lane.files", "harness.lane.report", "harness.numerics.modes")
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):

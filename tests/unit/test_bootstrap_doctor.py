@@ -1,0 +1,173 @@
+"""The doctor: one line about each thing, what to do where it is off, and no colour where nobody sees it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from bare_machine import BARE_PYTHON, clean_environ, copy_checkout, harness
+
+from harness.bootstrap import doctor as module
+from harness.bootstrap.commands import ROOT
+from harness.bootstrap.doctor import Finding, as_line, examine
+
+SUBJECTS = [
+    "Python",
+    "settings",
+    "environment",
+    "to install",
+    "torch",
+    "numeric class",
+    "pins",
+    "threads",
+    "memory",
+    "disk",
+    "audio",
+    "model",
+    "hub access",
+    "git head",
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return copy_checkout(tmp_path)
+
+
+TORCH = {"torch": "2.13.0", "capability": "AVX2", "threads": 1, "gpu": None, "numeric_class": "0123456789abcdef"}
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch takes seconds; one test does it, the others are told."""
+    monkeypatch.setattr(module, "_ask_torch", lambda *words: dict(TORCH))
+
+
+def found(checkout: Path, **environ: str) -> dict[str, Finding]:
+    findings = examine(clean_environ(HF_HUB_OFFLINE="1", **environ), checkout)
+    assert [finding.subject for finding in findings] == SUBJECTS
+    return {finding.subject: finding for finding in findings}
+
+
+def test_on_a_bare_machine_it_says_what_to_do(checkout: Path) -> None:
+    done = harness(checkout, "doctor", environ=clean_environ(HF_HUB_OFFLINE="1"))
+    assert done.returncode == 1 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line[4:18].strip() for line in lines[: len(SUBJECTS)]] == SUBJECTS
+    assert lines[2].startswith("OFF environment") and lines[2].endswith("To do: python3 -m harness bootstrap")
+    assert not (checkout / ".venv").exists() and not (checkout / "artifacts").exists(), "the doctor changes nothing"
+    assert "\033" not in done.stdout
+
+
+@pytest.mark.usefixtures("told")
+def test_settings_and_head(checkout: Path) -> None:
+    lines = found(checkout, RUN_GIT_SYNC="maybe")
+    assert "RUN_GIT_SYNC='maybe'" in lines["settings"].text and lines["settings"].todo
+    assert not found(checkout)["settings"].todo
+    assert found(checkout, EXPECTED_HEAD="abcdef1", GIT_CEILING_DIRECTORIES="/")["git head"].text
+
+
+@pytest.mark.usefixtures("told")
+def test_audio(checkout: Path) -> None:
+    audio = checkout / "a.flac"
+    assert "No such file" in found(checkout, AUDIO_PATH="a.flac")["audio"].text
+    audio.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert found(checkout, AUDIO_PATH="a.flac")["audio"].todo == "git lfs pull"
+    audio.write_bytes(b"f" * 5_000_000)
+    assert found(checkout, AUDIO_PATH="a.flac")["audio"].todo
+    audio.write_bytes(b"f" * 5_000_001)
+    assert not found(checkout, AUDIO_PATH="a.flac")["audio"].todo
+
+
+@pytest.mark.usefixtures("told")
+def test_model_and_hub(checkout: Path) -> None:
+    (checkout / "data" / "musicgen_nano").mkdir(parents=True)
+    lines = found(checkout)
+    assert "lacks state_dict.bin, compression_state_dict.bin" in lines["model"].text and lines["model"].todo
+    assert not lines["hub access"].todo, "a model on disk needs no hub"
+    for name in ("state_dict.bin", "compression_state_dict.bin"):
+        (checkout / "data" / "musicgen_nano" / name).touch()
+    assert not found(checkout)["model"].todo
+    lines = found(checkout, LANE_MODEL="facebook/musicgen-small")
+    assert not lines["model"].todo and "unset HF_HUB_OFFLINE" in lines["hub access"].todo
+
+
+def test_a_hub_that_does_not_answer(checkout: Path) -> None:
+    environ = clean_environ(HF_ENDPOINT="http://127.0.0.1:9", LANE_MODEL="facebook/musicgen-small")
+    finding = module._hub(environ, checkout)
+    assert "does not answer" in finding.text and finding.todo
+    environ.pop("LANE_MODEL")
+    (checkout / "data" / "musicgen_nano").mkdir(parents=True)
+    assert not module._hub(environ, checkout).todo
+
+
+@pytest.mark.parametrize(("threads", "is_off"), [("1", False), ("0", True), ("many", True), ("100000", True)])
+@pytest.mark.usefixtures("told")
+def test_threads(checkout: Path, threads: str, is_off: bool) -> None:
+    assert bool(found(checkout, LANE_THREADS=threads)["threads"].todo) == is_off
+
+
+def test_torch_and_the_numeric_class_are_asked_of_the_interpreter() -> None:
+    by_subject = {
+        finding.subject: finding for finding in module._computing(Path(sys.executable), clean_environ(), ROOT)
+    }
+    assert not by_subject["torch"].todo and by_subject["torch"].text.startswith("2.")
+    assert re.fullmatch(r"[0-9a-f]{16} \(universal mode\)", by_subject["numeric class"].text)
+
+
+def test_an_interpreter_without_torch(tmp_path: Path) -> None:
+    by_subject = {
+        finding.subject: finding for finding in module._computing(tmp_path / "none", clean_environ(), tmp_path)
+    }
+    assert by_subject["torch"].todo and by_subject["numeric class"].text == "unknown without torch"
+
+
+@pytest.mark.usefixtures("told")
+def test_pins_that_are_set_here_are_named(checkout: Path) -> None:
+    assert "MKL_CBWR=COMPATIBLE" in found(checkout, MKL_CBWR="COMPATIBLE")["pins"].text
+
+
+@pytest.mark.usefixtures("told")
+def test_a_full_disk_and_little_memory(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(7 << 30))
+    assert found(checkout)["disk"].todo, "torch with CUDA needs more"
+    monkeypatch.setattr(module, "MEMORY_NEEDED", 1 << 60)
+    assert found(checkout)["memory"].todo
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_colour(coloured: bool) -> None:
+    line = as_line(Finding("torch", "is\nabsent", "install it"), coloured=coloured)
+    assert ("\033[31m" in line) == coloured
+    assert line.replace("\033[31m", "").replace("\033[0m", "") == "OFF torch          is absent. To do: install it"
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colour_on_a_terminal_only_and_not_against_a_wish(checkout: Path, no_color: str, coloured: bool) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*BARE_PYTHON, "-m", "harness", "doctor"],
+        cwd=checkout,
+        env={**clean_environ(HF_HUB_OFFLINE="1"), "NO_COLOR": no_color},
+        stdout=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    assert process.wait() == 1
+    assert (b"\033[31m" in said) == coloured
