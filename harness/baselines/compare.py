@@ -114,7 +114,7 @@ class Verdict:
             if where is None
             else {"step": where.step, "phase": where.phase, "tensors": list(where.tensors), "what": where.item.what},
             "out_of_bounds": [
-                dict(zip(("what", "obtained", "expected", "distance"), i.row(), strict=True)) for i in shown
+                dict(zip(("what", "obtained", "expected", "distance"), i.row(), strict=True)) for i in chosen
             ],
             "more": left_out,
             "moved": list(self.moved),
