@@ -11,3 +11,9 @@ Both live in harness/pytest_plugin.py, so that another project can use the same 
 """
 
 pytest_plugins = ("harness.pytest_plugin",)
+
+
+def pytest_configure(config):  # type: ignore[no-untyped-def]
+    """`pytest -m smoke` collects the smoke gates alone; reading all other tests takes as long as importing torch."""
+    if config.getoption("-m") == "smoke" and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args = [str(config.rootpath / "tests" / "smoke")]

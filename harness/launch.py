@@ -110,11 +110,7 @@ class LaneProcess:
                     deadline = time.monotonic() + GRACE_S
             self._process.wait()
         except BaseException:
-            self._process.terminate()
-            try:
-                self._process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
+            self.stop()
             raise
         self._reader.join(timeout=GRACE_S)
         ended = LaneExit(self._process.returncode, self.run_dir, self.run_id, time.monotonic() - self._started)
@@ -124,6 +120,16 @@ class LaneProcess:
         if ended.exit_code < 0:
             self._speak_for_the_dead(ended)
         return ended
+
+    def stop(self) -> None:
+        """End a lane that is still running: asked first, then killed. Safe to call at any time."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def _speak_for_the_dead(self, ended: LaneExit) -> None:
         """A process that was killed cannot write status and report; its parent does, so that they are never missing."""

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from harness.evidence import EvidenceError, RunEvidence, load_run
-from harness.launch import LaneExit, LaneProcess
+from harness.launch import LaneProcess
 
 RUN_DIR = pytest.StashKey[Path]()
 
@@ -41,48 +41,57 @@ def run_directory(config: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lane_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
-    """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``.
+def lane_process(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], RunEvidence]]:
+    """Starts the session's one run and returns at once; what it yields waits for the run's end and gives its evidence.
 
-    With pytest-xdist the first worker that gets here runs the lane, the others wait for it.
+    For a fixture that has something to load meanwhile. With pytest-xdist the first worker that gets here runs the
+    lane, and the others wait for it.
     """
     config = request.config
     run_dir = run_directory(config)
     config.stash[RUN_DIR] = run_dir
-    if config.getoption("--lane-evidence"):
-        return load_run(run_dir)
     worker = getattr(config, "workerinput", None)
-    if worker is None:
-        return load_run(run_dir, **_paths_of(_train(config, run_dir)))
-    worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
-    worker_output["lane_run_dir"] = str(run_dir)
-    result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"
-    with FileLock(f"{result}.lock"):
-        if not result.exists():
-            run_id = _train(config, run_dir).run_id
-            unfinished = result.with_suffix(".tmp")
-            unfinished.write_text(json.dumps({"run_id": run_id}))
-            unfinished.replace(result)
-    return load_run(run_dir, **_paths_of(LaneExit(0, run_dir, json.loads(result.read_text())["run_id"], 0.0)))
+    if config.getoption("--lane-evidence"):
+        yield lambda: load_run(run_dir)
+    elif worker is None:
+        with _terminal(config) as say:
+            process = LaneProcess(run_dir, on_line=lambda line: _show_progress(line, say))
+            try:
+                yield lambda: _evidence(run_dir, process.wait().run_id)
+            finally:
+                process.stop()
+    else:
+        worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
+        worker_output["lane_run_dir"] = str(run_dir)
+        result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"
+        with FileLock(f"{result}.lock"):
+            if not result.exists():
+                run_id = LaneProcess(run_dir).wait().run_id
+                unfinished = result.with_suffix(".tmp")
+                unfinished.write_text(json.dumps({"run_id": run_id}))
+                unfinished.replace(result)
+        yield lambda: _evidence(run_dir, json.loads(result.read_text())["run_id"])
 
 
-def _paths_of(ended: LaneExit) -> dict[str, Any]:
-    """Where the run's status and manifest lie, if the user moved them; and its id, so that no stale file is taken for
-    its own."""
-    found: dict[str, Any] = {"run_id": ended.run_id}
+@pytest.fixture(scope="session")
+def lane_run(lane_process: Callable[[], RunEvidence]) -> RunEvidence:
+    """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``."""
+    # While the lane trains on one core, this process imports on another what the gates will need.
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)
+    return lane_process()
+
+
+def _evidence(run_dir: Path, run_id: str) -> RunEvidence:
+    """The run's evidence, from where the user's settings put it; with its id, so that no stale file passes."""
+    moved: dict[str, Path] = {}
     if status := os.environ.get("TRAIN_STATUS_PATH"):
-        found["status_path"] = Path.cwd() / status
+        moved["status_path"] = Path.cwd() / status
     if audio := os.environ.get("KNOWLEDGE_AUDIO_DIR"):
-        found["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
-    return found
-
-
-def _train(config: pytest.Config, run_dir: Path) -> LaneExit:
-    with _terminal(config) as say:
-        process = LaneProcess(run_dir, on_line=lambda line: _show_progress(line, say))
-        # While the lane trains on one core, this process imports on another what the gates will need.
-        importlib.import_module("torch")
-        return process.wait()
+        moved["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
+    return load_run(run_dir, run_id=run_id, **moved)
 
 
 def _show_progress(line: str, say: Callable[[str], None]) -> None:
@@ -127,6 +136,12 @@ class _terminal:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hypothesis' plugin imports hypothesis when it has nothing to summarise either: half a second (measured)."""
+    if "hypothesis" not in sys.modules:
+        session.config.pluginmanager.unregister(name="hypothesispytest")
 
 
 @pytest.hookimpl(wrapper=True)

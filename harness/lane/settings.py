@@ -128,9 +128,9 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "LANE_BATCH": ("4", "chunks in a step"),
     "LANE_CHUNK_SECONDS": ("2.56", "seconds of audio in a chunk"),
     "LANE_STRIDE_SECONDS": ("the chunk's", "seconds from one chunk's start to the next one's"),
-    "LANE_LEARNING_RATE": ("0.003", "AdamW's learning rate"),
+    "LANE_LEARNING_RATE": ("0.005", "AdamW's peak learning rate; two steps of warm-up, then straight down to a tenth"),
     "LANE_WEIGHT_DECAY": ("0.01", "AdamW's weight decay"),
-    "LANE_DESCRIPTION": ("a narration by auntie dottie", "condition text"),
+    "LANE_DESCRIPTION": ("a narration by Auntie Dottie", "condition text"),
     "LANE_MAX_SANITIZED": ("0", "non-finite logits the sanitizer may replace before the run fails"),
     "LANE_THREADS": ("1", "CPU threads of the lane"),
     "LANE_TIMEOUT_S": ("600", "seconds after which the run ends itself as failed"),
@@ -259,9 +259,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         batch=read.whole("LANE_BATCH", 4, 1, 4096),
         chunk_seconds=chunk,
         stride_seconds=read.number("LANE_STRIDE_SECONDS", chunk, 0.02, 1e4),
-        learning_rate=read.number("LANE_LEARNING_RATE", 3e-3, 0.0, 10.0),
+        learning_rate=read.number("LANE_LEARNING_RATE", 5e-3, 0.0, 10.0),
         weight_decay=read.number("LANE_WEIGHT_DECAY", 0.01, 0.0, 10.0),
-        description=read.text("LANE_DESCRIPTION", "a narration by auntie dottie"),
+        description=read.text("LANE_DESCRIPTION", "a narration by Auntie Dottie"),
         max_sanitized=read.whole("LANE_MAX_SANITIZED", 0, 0, 10**12),
     )
 

@@ -23,6 +23,8 @@ from harness.numerics.digest import array_digest
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+WARMUP_STEPS = 2
+FLOOR = 0.1  # of the learning rate, at the last step
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ def chunk_order(settings: Settings, chunks: int) -> Iterator[list[int]]:
             waiting += draws.permutation(chunks)
         yield waiting[: settings.batch]
         waiting = waiting[settings.batch :]
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """The learning rate of ``step`` (from 1): two steps of warm-up, then straight down to a tenth at the last step."""
+    if step <= WARMUP_STEPS:
+        return settings.learning_rate * step / (WARMUP_STEPS + 1)
+    progress = (step - WARMUP_STEPS) / max(1, settings.steps - WARMUP_STEPS)
+    return settings.learning_rate * (1 - (1 - FLOOR) * progress)
 
 
 def train(
@@ -134,6 +144,7 @@ def train(
         gradients = norms({name: _gradient(name, parameter) for name, parameter in parameters.items()})
         _check_norms("gradient of", gradients, step, loss_value)
 
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
         optimizer.step()
         values = norms({name: parameter.detach() for name, parameter in parameters.items()})
         _check_norms("parameter", values, step, loss_value)

@@ -7,89 +7,15 @@ targets or counts invalid positions has another first loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-import soundfile
+from truth import Truth
 
 from harness.evidence import RunEvidence
 
 pytestmark = pytest.mark.smoke
 
 LIMITS = {"universal": 1e-9, "portable": 1e-4, "native": 1e-4}  # relative; the model's own loss in float64 is the truth
-
-
-@dataclass
-class Truth:
-    """The model as audiocraft loads it, in float64, and the first batch's tokens straight from the audio."""
-
-    model: Any
-    codes: Any  # int64 [batch, codebooks, frames]
-    conditions: Any
-
-    def losses(self, codes: Any) -> Any:
-        """Cross-entropy by codebook on the valid positions, float64 ``[codebooks]``."""
-        import torch
-
-        with torch.no_grad():
-            output = self.model.lm.compute_predictions(codes, [], self.conditions)
-        return torch.stack(
-            [
-                torch.nn.functional.cross_entropy(
-                    output.logits[:, k][output.mask[:, k]], codes[:, k][output.mask[:, k]]
-                )
-                for k in range(codes.shape[1])
-            ]
-        )
-
-
-def model_of(run: RunEvidence) -> str:
-    """The model's folder in this repository, or its name on the hub."""
-    import os
-
-    shipped = Path(__file__).resolve().parents[2] / "data" / "musicgen_nano"
-    return os.environ.get("LANE_MODEL") or str(shipped)
-
-
-@pytest.fixture(scope="session")
-def truth(lane_run: RunEvidence) -> Truth:
-    """Loaded once for the session."""
-    import torch
-
-    from harness.lane.audiocraft_import import prepare_audiocraft
-
-    prepare_audiocraft(transformers=not Path(model_of(lane_run)).is_dir())
-    from audiocraft.models.musicgen import MusicGen
-    from audiocraft.modules.conditioners import ConditioningAttributes
-    from audiocraft.modules.transformer import set_efficient_attention_backend
-
-    set_efficient_attention_backend("torch")
-    model = MusicGen.get_pretrained(model_of(lane_run), device="cpu")
-    model.lm.double()
-    model.compression_model.double()
-    trace = lane_run.trace
-    ids = trace.steps[0]["chunks"]
-    files = {entry["sha256"]: lane_run.manifest_path.parent / entry["target"] for entry in lane_run.manifest["entries"]}
-    samples = trace.tokens["shape"][2] * round(model.sample_rate / model.frame_rate)
-    waves = []
-    for chunk in (trace.tokens["chunks"][i] for i in ids):
-        wave, rate = soundfile.read(files[chunk["file"]], always_2d=True)
-        if rate != model.sample_rate:
-            import julius
-
-            wave = julius.resample_frac(torch.from_numpy(wave.T), rate, model.sample_rate).numpy().T
-        waves.append(wave.mean(axis=1)[chunk["start"] : chunk["start"] + samples])
-    with torch.no_grad():
-        codes = model.compression_model.encode(torch.from_numpy(np.stack(waves))[:, None])[0]
-        provider = model.lm.condition_provider
-        description = lane_run.status["settings"]["description"]
-        conditions = provider(
-            provider.tokenize([ConditioningAttributes(text={"description": description}) for _ in ids])
-        )
-    return Truth(model, codes, conditions)
 
 
 def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth) -> None:
@@ -125,7 +51,7 @@ def test_checkpoint_gives_the_loss_that_training_ended_with(lane_run: RunEvidenc
     from harness.lane.checkpoint import load_adapters
 
     mode = lane_run.trace.header["mode"]
-    adapters = fresh_adapters(lane_run, truth)
+    adapters = truth.fresh_adapters()
     load_adapters(lane_run.checkpoint_path, adapters)
     codes = torch.from_numpy(lane_run.tokens[lane_run.trace.start["chunks"]].astype(np.int64))
     hook = attach(truth.model.lm, adapters)
@@ -139,19 +65,8 @@ def test_checkpoint_gives_the_loss_that_training_ended_with(lane_run: RunEvidenc
     )
 
 
-def fresh_adapters(run: RunEvidence, truth: Truth) -> Any:
-    """The adapters as the lane makes them from the run's seed, float64."""
-    import torch
-
-    from harness.lane.adapter import make_adapters
-
-    return make_adapters(truth.model.lm.dim, run.trace.header["seed"], dtype=torch.float64, device="cpu")
-
-
 def test_every_adapter_tensor_moved(lane_run: RunEvidence, truth: Truth) -> None:
-    start = {
-        name: value.detach().float().numpy() for name, value in fresh_adapters(lane_run, truth).state_dict().items()
-    }
+    start = {name: value.detach().float().numpy() for name, value in truth.fresh_adapters().state_dict().items()}
     trained = lane_run.checkpoint.tensors
     assert set(trained) == set(start), f"other tensors than the adapter's: {sorted(set(trained) ^ set(start))}"
     still = [name for name, value in start.items() if np.array_equal(trained[name], value)]
@@ -163,7 +78,7 @@ def test_fresh_adapters_are_the_identity(lane_run: RunEvidence, truth: Truth) ->
 
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 50, truth.model.lm.dim)))
     y = x
-    for adapter in fresh_adapters(lane_run, truth):
+    for adapter in truth.fresh_adapters():
         y = adapter(y)
     assert torch.equal(x, y), "fresh adapters change their input"
 
@@ -174,7 +89,7 @@ def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth) -> None:
 
     from harness.lane.adapter import attach
 
-    adapters = fresh_adapters(lane_run, truth)
+    adapters = truth.fresh_adapters()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapters.parameters():
