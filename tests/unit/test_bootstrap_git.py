@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bare_machine import clean_environ, copy_checkout, harness
 
 from harness.bootstrap import git_sync
 from harness.bootstrap.errors import SetupError
@@ -153,3 +154,35 @@ def test_expected_head_without_git_cannot_be_confirmed(tmp_path: Path, monkeypat
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(SetupError, match="cannot be checked"):
         check_expected_head(tmp_path, "abcdef1")
+
+
+def test_after_the_sync_it_goes_on_with_the_code_that_came(tmp_path: Path) -> None:
+    """The command itself: what is checked after the sync is checked by the new code, and at the new commit."""
+    theirs = copy_checkout(tmp_path)
+    (theirs / ".gitignore").write_text("__pycache__/\nartifacts/\n")
+    git(theirs, "init", "-b", "main")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "-m", "as it is")
+    old = git(theirs, "rev-parse", "HEAD")
+    git(tmp_path, "clone", str(theirs), "mine")
+    module = theirs / "harness" / "bootstrap" / "git_sync.py"
+    new = commit(
+        theirs, "harness/bootstrap/git_sync.py", module.read_text().replace("HEAD is", "The new code says: HEAD is")
+    )
+    environ = {**ENVIRON, **clean_environ(RUN_GIT_SYNC="1", EXPECTED_HEAD=old[:8])}
+    done = harness(tmp_path / "mine", "bootstrap", environ=environ)
+    assert done.returncode == 11, done.stderr
+    assert f"root_cause: The new code says: HEAD is {new}, and EXPECTED_HEAD={old[:8]} was asked for" in done.stdout
+    assert f"head_commit: {new}" in done.stdout
+    assert done.stdout.index("starting again with its own code") < done.stdout.index("=== COLAB TRAIN REPORT ===")
+
+
+def test_a_refused_sync_is_reported_with_its_step(origin: Path, clone: Path, tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path)
+    (checkout / "harness" / "new.py").touch()
+    git(checkout, "init")
+    git(checkout, "add", ".")
+    done = harness(checkout, "run", environ={**ENVIRON, **clean_environ(RUN_GIT_SYNC="1")})
+    assert done.returncode == 11
+    assert "objective_status: blocked\nfirst_failed_step: git_sync\nroot_cause: there are uncommitted" in done.stdout
+    assert (checkout / "artifacts" / "colab_bootstrap_stderr.log").exists()

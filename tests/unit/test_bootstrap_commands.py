@@ -1,0 +1,148 @@
+"""What run and test do once the environment is ready, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from bare_machine import clean_environ
+
+from harness.bootstrap import commands
+from harness.bootstrap.commands import ROOT, call_in_setup, run_child
+from harness.bootstrap.setup import Setup
+
+Calls = list[list[str]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """The environment is ready, and what would be started in it is noted; "codes" decides how each one ends."""
+    seen: Calls = []
+    monkeypatch.setenv("LANE_RUN_DIR", str(tmp_path))
+    ready = Setup(Path("/ready/python"), Path("/ready"), "installed", None, was_ready=True)
+    monkeypatch.setattr(commands, "prepare", lambda environ: ready)
+    answer_with(monkeypatch, seen, lambda words: 0)
+    return seen
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, seen: Calls, answer: Callable[[Sequence[str]], int]) -> None:
+    def child(argv: Sequence[str | Path], environ: dict[str, str], root: Path = ROOT) -> int:
+        assert environ["AUDIOCRAFT_IMPORT"] == "installed"
+        seen.append([str(word) for word in argv][2:])
+        return answer(seen[-1])
+
+    monkeypatch.setattr(commands, "run_child", child)
+
+
+def test_run_is_the_gates_with_what_was_added(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.run(["-x", "-k", "loss"]) == 0
+    assert calls == [["pytest", "-m", "smoke", "-x", "-k", "loss"]]
+    assert capsys.readouterr().out == "", "the report is pytest's to print"
+
+
+def test_a_run_that_left_a_report_is_not_reported_twice(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: Sequence[str]) -> int:
+        (tmp_path / "train_report.txt").write_text("the lane's")
+        return 1
+
+    answer_with(monkeypatch, calls, fail)
+    assert commands.run([]) == 1
+    assert capsys.readouterr().out == "" and (tmp_path / "train_report.txt").read_text() == "the lane's"
+
+
+@pytest.mark.parametrize("code", [3, 4, 5, 137])
+def test_pytest_that_ended_before_the_lane_ran_still_ends_in_a_report(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    (tmp_path / "train_report.txt").write_text("an earlier run's")
+    answer_with(monkeypatch, calls, lambda words: code)
+    assert commands.run(["--no-such-option"]) == code
+    said = capsys.readouterr().out
+    assert said == (tmp_path / "train_report.txt").read_text()
+    assert f"first_failed_step: pytest\nroot_cause: pytest ended with exit code {code}" in said
+
+
+def test_test_runs_every_check_and_pytest_last(calls: Calls) -> None:
+    assert commands.test(["-q"]) == 0
+    assert calls == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", "-q"]]
+
+
+@pytest.mark.parametrize("broken", ["check", "format", "mypy"])
+def test_a_check_that_fails_fails_the_whole_and_the_tests_still_run(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    answer_with(monkeypatch, calls, lambda words: int(broken in words))
+    assert commands.test([]) == 1
+    assert calls[-1] == ["pytest"] and broken in capsys.readouterr().err
+
+
+def test_pytests_own_exit_code_is_kept(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, calls, lambda words: 5 if words[0] == "pytest" else 1)
+    assert commands.test([]) == 5
+
+
+def test_a_command_that_needs_packages_goes_to_the_interpreter_that_has_them(calls: Calls) -> None:
+    def here() -> int:
+        raise AssertionError("called in the wrong interpreter")
+
+    assert call_in_setup("explain", ["a", "b"], here) == 0
+    assert calls == [["harness", "explain", "a", "b"]]
+
+
+@pytest.mark.parametrize(("way", "is_here"), [("installed", True), ("pythonpath", False)])
+def test_a_command_in_the_right_interpreter_is_called_at_once(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, way: str, is_here: bool
+) -> None:
+    """But with PYTHONPATH to be set, a new process is needed: it is read when an interpreter starts."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("AUDIOCRAFT_IMPORT", "")
+    ready = Setup(Path(sys.executable), Path(sys.prefix), way, "/source", was_ready=True)
+    monkeypatch.setattr(commands, "prepare", lambda environ: ready)
+    monkeypatch.setattr(commands, "run_child", lambda *words: 42)
+    assert call_in_setup("explain", [], lambda: 7) == (7 if is_here else 42)
+
+
+@pytest.mark.parametrize(("code", "expected"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_the_childs_end_is_the_commands(code: str, expected: int) -> None:
+    assert run_child([sys.executable, "-c", f"import os, sys; {code}"], dict(os.environ)) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_child_and_its_own_end_is_waited_for(number: int, tmp_path: Path) -> None:
+    marker = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "def end(number, frame): time.sleep(0.3); print('report written', flush=True); sys.exit(9)\n"
+        "signal.signal(signal.SIGTERM, end); signal.signal(signal.SIGINT, end)\n"
+        f"pathlib.Path({str(marker)!r}).touch(); time.sleep(60)\n"
+    )
+    parent = (
+        "import os, sys; from harness.bootstrap.commands import run_child\n"
+        f"sys.exit(run_child([sys.executable, '-c', {child!r}], dict(os.environ)))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        cwd=ROOT,
+        env=clean_environ(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not marker.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        # A terminal sends Ctrl-C to the whole group, `kill` sends SIGTERM to one process.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        said, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 9 and said == "report written\n"
