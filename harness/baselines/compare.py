@@ -98,7 +98,7 @@ class Verdict:
             lines.append(f"likely    {self.cause}")
         lines += [f"note      {note}" for note in self.notes]
         if self.next_command:
-            lines.append(f"next      {self.next_command}")
+            lines.append(f"next      {self.next_command}".replace("\n", "\n          "))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
         cause=likely_cause(where, result, expected, items) if where else "",
         moved=tuple(moved(result, expected)),
         notes=tuple(f"{part}: {why}" for part, why in result.unreadable.items()),
-        next_command=f"python3 -m harness explain {result.source} {expected.source}; if the change is meant: {RECORD}",
+        next_command=f"python3 -m harness explain {result.source} {expected.source}\nif the change is meant: {RECORD}",
     )
 
 

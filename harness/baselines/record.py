@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, Store, dump, load
+from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, Store, dump
 from harness.baselines.compare import BITS, compare_result, exact_rule, tolerance_for
 from harness.baselines.differences import first_divergence, rows, table, walk
 from harness.baselines.guard import GUARD, MEASURED_DRIFT, guarded_positions
@@ -85,8 +85,10 @@ def record(
             lines = [f"  replaced a file that was no baseline: {error}"]
         if seen is not NOT_LOOKED and store.read(result) != seen:
             raise RecordRefused(f"{path} was changed by somebody else while this ran: look at it, then run this again")
-        _write(path, text)
-        load(path)
+        try:
+            _write(path, text)
+        except OSError as error:
+            raise RecordRefused(f"{path} cannot be written, and is as it was: {error.strerror}") from None
     return [f"{'recorded' if old is None else 'changed'} {path}", *lines]
 
 
@@ -191,7 +193,7 @@ def _moved(new: Baseline, old: Baseline | None) -> list[str]:
     lines = []
     for item in chosen:
         what, obtained, expected, distance = item.row()
-        lines.append(f"  {what}: {expected} → {obtained} ({distance})")
+        lines.append(f"  {what}: {expected} → {obtained}; {distance}")
     if left_out:
         lines.append(f"  and {left_out} more values")
     if old.tolerance != new.tolerance or old.guard != new.guard:

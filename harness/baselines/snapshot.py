@@ -6,7 +6,7 @@ done at most once. `baseline(part)` is syrupy's own assertion object with an ext
 the gate, reports it and obeys `--snapshot-update`. In `==` syrupy asks the extension where the snapshot lies
 (`get_location`: the file of the run's key), reads it, asks `matches` (the verdict decides), and on `--snapshot-update`
 has it written (`write_snapshot_collection`: `record` writes the file, or refuses; a refusal fails the gate). After one
-gate has recorded, the others compare with the new file. The failure's text is the verdict's (`get_assert_diff`).
+gate has recorded, the others compare with the new file. A failure's text is the verdict's.
 Nothing is ever found unused or deleted by syrupy: `discover_snapshots` tells it of no file.
 """
 
@@ -204,6 +204,14 @@ class BaselineExtension(AbstractSyrupyExtension):
 class BaselineAssertion(SnapshotAssertion):
     """Syrupy's assertion, whose failure is the verdict's text."""
 
+    def __eq__(self, other: object) -> bool:
+        """True, or the test fails here: of what explains an `assert`, pytest shows eight lines."""
+        if not super().__eq__(other):
+            pytest.fail("\n".join(self.get_assert_diff()), pytrace=False)
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
     def get_assert_diff(self, *, diff_mode: DiffMode = DiffMode.DETAILED) -> list[str]:
         """The lines of a failure: why recording was refused, or the verdict with what is out of bounds in this part."""
         extension = self.extension
@@ -213,8 +221,7 @@ class BaselineAssertion(SnapshotAssertion):
             return ["nothing was recorded:", *str(error).splitlines()]
         if error is not None:
             return super().get_assert_diff(diff_mode=diff_mode)
-        lines = extension.gates.verdict.text(extension.part).splitlines()
-        return lines[:1] if diff_mode == DiffMode.DISABLED else lines
+        return extension.gates.verdict.text(extension.part).splitlines()
 
 
 def baseline_factory(request: pytest.FixtureRequest, gates: Gates) -> BaselineFactory:
