@@ -18,6 +18,7 @@ pytest_plugins = ["pytester"]
 
 CONFTEST = """
 import itertools, json, os
+from pathlib import Path
 import pytest
 from toy_lane import Toy
 from harness.baselines.baseline import Code, Store
