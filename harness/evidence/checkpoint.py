@@ -25,7 +25,6 @@ ARRAY_LIMIT = 2 << 30
 MAP_ABOVE = 512 << 20
 PICKLE_LIMIT = 64 << 20
 NODES_LIMIT = 1_000_000
-DEPTH_LIMIT = 64
 NAME_LIMIT = 4096
 SHARING_LIMIT = 8  # tensors may share storage, but not without end
 
@@ -148,23 +147,21 @@ def _torch_leaves(members: list[zipfile.ZipInfo], path: Path, size: int) -> list
 
 def _flatten(loaded: Any, path: Path) -> Iterator[tuple[str, Any]]:
     """(name, leaf) of nested dictionaries, lists and tuples. Raises EvidenceError for cycles and for name clashes."""
-    stack = [("", loaded, 0)]
+    stack = [("", loaded)]
     if isinstance(loaded, dict) and "adapter" in loaded and loaded.keys() <= {"adapter", "meta"}:
-        stack = [("", loaded.get("meta", {}), 0), ("", loaded["adapter"], 0)]
+        stack = [("", loaded.get("meta", {})), ("", loaded["adapter"])]
     names: set[str] = set()
     nodes = 0
     while stack:
-        name, value, depth = stack.pop()
+        name, value = stack.pop()
         nodes += 1
-        if depth > DEPTH_LIMIT or nodes > NODES_LIMIT or len(name) > NAME_LIMIT:
-            raise mismatch(
-                path, "values nested without end", f"at most {DEPTH_LIMIT} levels and {NODES_LIMIT:,} values"
-            )
+        if nodes > NODES_LIMIT or len(name) > NAME_LIMIT:
+            raise mismatch(path, "values nested without end", f"at most {NODES_LIMIT:,} values with names of their own")
         if isinstance(value, dict | list | tuple):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if not isinstance(key, str | int):
                     raise mismatch(path, f"a key of type {type(key).__name__}", "names")
-                stack.append((f"{name}.{key}" if name else str(key), item, depth + 1))
+                stack.append((f"{name}.{key}" if name else str(key), item))
         elif name in names:
             raise mismatch(path, f"two values of the name {one_line(name, 80)!r}", "each name once")
         else:

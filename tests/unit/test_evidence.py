@@ -417,6 +417,28 @@ def test_a_stale_file_shows_in_the_run_ids(run_dir: Path) -> None:
         load_run(run_dir).run_ids()
 
 
+def test_the_checkpoint_of_one_run(run_dir: Path) -> None:
+    assert "checkpoints: found no such folder" in error_of(run_dir, "checkpoint")
+    folder = run_dir / "checkpoints"
+    folder.mkdir()
+    for other in ("tts_voice_train_a.float64.pt", "tts_voice_train_a.json", ".lane-tmp-1-tts_voice_train_a.pt", "x.pt"):
+        (folder / other).touch()
+    assert "found no tts_voice_train_<model>.pt" in error_of(run_dir, "checkpoint")
+    (folder / "tts_voice_train_a.pt").touch()
+    assert load_run(run_dir).checkpoint_path == folder / "tts_voice_train_a.pt"
+    assert "a.pt: found no readable archive" in error_of(run_dir, "checkpoint")
+    (folder / "tts_voice_train_b.pt").touch()
+    assert "found tts_voice_train_a.pt and tts_voice_train_b.pt" in error_of(run_dir, "checkpoint_sidecar")
+
+
+def test_what_universal_mode_must_leave(run_dir: Path) -> None:
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/tts_voice_train_a.pt").touch()
+    assert "a.float64.pt: found no such file" in error_of(run_dir, "checkpoint_float64")
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[0].update(mode="native"))
+    assert load_run(run_dir).checkpoint_float64 is None
+
+
 def test_files_in_other_places(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "train_status.json").rename(tmp_path / "status.json")
     (run_dir / "knowledge_audio").rename(tmp_path / "audio")

@@ -252,6 +252,17 @@ def test_an_npy_file(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}") + np.float32([1, 2]).tobytes())
     assert read_array(path).tolist() == [1.0, 2.0]
+    whole = path.read_bytes()
+    for data, found in (
+        (whole[:-1], "less than the header's 8 bytes"),
+        (whole + b"\0", "more than the header's 8 bytes"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(EvidenceError, match=found):
+            read_array(path)
+    path.write_bytes(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}"))
+    with pytest.raises(EvidenceError, match="an array that cannot be"):
+        read_array(path)
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}]), allow_pickle=True)
     path.write_bytes(buffer.getvalue())
