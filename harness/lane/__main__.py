@@ -27,7 +27,7 @@ from harness.lane.audio import is_lfs_pointer, show
 from harness.lane.errors import EXIT_CODES, LaneError
 from harness.lane.files import TEMPORARY_PREFIX, atomic_write, write_json
 from harness.lane.report import one_line, render_report
-from harness.lane.settings import VARIABLES, Settings, read_settings
+from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
 
 log = logging.getLogger("harness.lane")
@@ -414,12 +414,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the lane with the settings of this process's environment; returns the exit code."""
     variables = "\n".join(f"  {name:28} {default:32} {meaning}" for name, (default, meaning) in VARIABLES.items())
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items())
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python3 -m harness.lane",
         description="Train the voice adapter once, from audio to checkpoint. Settings are environment variables.",
         epilog=f"settings (name, default, meaning):\n{variables}\n\nexit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(arguments)
+    )
+    parser.add_argument("--settings-table", action="store_true", help="print the settings as Markdown, and do not run")
+    if parser.parse_args(arguments).settings_table:
+        print(settings_table())
+        return 0
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(signum, _stop)
     run = Run(None)

@@ -120,7 +120,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "LANE_RUN_DIR": ("artifacts", "run directory; every file of the run lies in it"),
     "LANE_MODEL": ("data/musicgen_nano", "model: a directory in audiocraft's export format, or a name on the hub"),
     "LANE_NUMERICS": (
-        "universal | native",
+        "universal or native",
         "universal, portable or native; universal for the shipped model, else native",
     ),
     "LANE_SEED": ("0", "seed of all randomness, 0 to 2^63-1"),
@@ -150,6 +150,12 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "EFFICIENT_ATTENTION_BACKEND": ("torch", "torch, or xformers where that is installed"),
     "ALLOW_CPU_SMOKE": ("1", "0: stop on a machine without a GPU"),
 }
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table; README.md holds it between two marks, and a test holds README.md to it."""
+    rows = [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in VARIABLES.items()]
+    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows])
 
 
 def _refuse(name: str, value: str, accepted: str) -> LaneError:

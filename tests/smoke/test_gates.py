@@ -30,21 +30,26 @@ def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence) -> None:
 
 
 def test_objective_status_is_completed(lane_run: RunEvidence) -> None:
-    assert lane_run.report["objective_status"] == "completed"
+    found = lane_run.report["objective_status"]
+    assert found == "completed", f"the report says objective_status: {found}"
 
 
 def test_first_failed_step_is_none(lane_run: RunEvidence) -> None:
-    assert lane_run.report["first_failed_step"] == "none"
+    found = lane_run.report["first_failed_step"]
+    assert found == "none", f"the report says first_failed_step: {found}"
 
 
 def test_root_cause_is_none(lane_run: RunEvidence) -> None:
-    assert lane_run.report["root_cause"] == "none"
+    found = lane_run.report["root_cause"]
+    assert found == "none", f"the report says root_cause: {found}"
 
 
 def test_status_file_is_valid_and_completed(lane_run: RunEvidence) -> None:
     status = lane_run.status
-    assert status["status"] == "completed"
-    assert status["steps_done"] == status["steps_total"] == lane_run.trace.header["steps"] == len(lane_run.trace.steps)
+    assert status["status"] == "completed", f"the status is {status['status']}: {status['root_cause']}"
+    asked, traced = lane_run.trace.header["steps"], len(lane_run.trace.steps)
+    counts = f"{status['steps_done']} of {status['steps_total']} steps; the trace has {traced} of {asked}"
+    assert status["steps_done"] == status["steps_total"] == asked == traced, f"the status says {counts}"
 
 
 def test_loss_is_finite(lane_run: RunEvidence) -> None:
@@ -84,12 +89,14 @@ def test_manifest_lists_what_is_on_disk(lane_run: RunEvidence) -> None:
     problems = lane_run.manifest_problems()
     assert not problems, "\n".join(problems)
     digest = lane_run.dataset_digest()
-    assert digest == lane_run.report["dataset_digest"] == lane_run.trace.header["dataset_digest"]
+    for where, said in (("report", lane_run.report), ("trace", lane_run.trace.header)):
+        assert said["dataset_digest"] == digest, f"the {where} says {said['dataset_digest']}, the files give {digest}"
 
 
 def test_tokens_are_those_of_the_trace(lane_run: RunEvidence) -> None:
     digest = tokens_agree(lane_run.tokens, lane_run.trace)
-    assert digest == lane_run.report["tokens_digest"]
+    said = lane_run.report["tokens_digest"]
+    assert digest == said, f"the tokens' digest is {digest}, the report says {said}"
 
 
 def test_all_files_are_of_this_run(lane_run: RunEvidence) -> None:
@@ -99,7 +106,8 @@ def test_all_files_are_of_this_run(lane_run: RunEvidence) -> None:
 
 
 def test_sanitizer_replaced_nothing(lane_run: RunEvidence) -> None:
-    assert lane_run.status["sanitized_logits"] == 0
+    total = lane_run.status["sanitized_logits"]
+    assert total == 0, f"the status says that {total} logits were replaced"
     for step in lane_run.trace.steps:
         assert step["sanitized"] == 0, f"step {step['step']} replaced {step['sanitized']} logits"
 
@@ -108,8 +116,9 @@ def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence) -
     trace = lane_run.trace
     batch, chunks = trace.header["batch"], trace.tokens["shape"][0]
     used = [chunk for step in trace.steps for chunk in step["chunks"]]
-    assert all(len(step["chunks"]) == batch for step in trace.steps)
-    assert set(used) <= set(range(chunks))
+    for step in trace.steps:
+        assert len(step["chunks"]) == batch, f"step {step['step']} has a batch of {len(step['chunks'])}, not of {batch}"
+    assert set(used) <= set(range(chunks)), f"chunks {sorted(set(used) - set(range(chunks)))} do not exist"
     for epoch in range(len(used) // chunks):
         found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
         assert found == list(range(chunks)), f"epoch {epoch}: a chunk is left out or repeated"
@@ -121,7 +130,7 @@ def test_adapter_starts_as_the_identity(lane_run: RunEvidence) -> None:
     start = lane_run.trace.start
     assert start["loss"] == start["loss_without_adapters"], "the first loss differs from the loss without adapters"
     assert start["loss"] == lane_run.trace.steps[0]["loss"], "the first step's loss is not the first loss"
-    assert start["chunks"] == lane_run.trace.steps[0]["chunks"]
+    assert start["chunks"] == lane_run.trace.steps[0]["chunks"], "the first loss is of another batch"
 
 
 def test_base_model_is_unchanged(lane_run: RunEvidence) -> None:
@@ -144,9 +153,11 @@ def test_first_loss_is_below_that_of_a_model_that_knows_nothing(lane_run: RunEvi
 
 def test_lane_says_that_it_is_experimental(lane_run: RunEvidence) -> None:
     # Status, manifest, environment, trace and sidecar are refused when read if they say anything else.
-    assert lane_run.report["lane"] == "experimental"
-    assert lane_run.report["promotable"] == "false"
     for part in (lane_run.status, lane_run.manifest, lane_run.environment, lane_run.checkpoint_sidecar):
         assert (part["lane"], part["promotable"]) == ("experimental", False)
-    meta = lane_run.checkpoint.meta
-    assert (meta["lane"], meta["promotable"]) == ("experimental", False)
+    for where, part in (("report", lane_run.report), ("checkpoint", lane_run.checkpoint.meta)):
+        found = (part.get("lane"), part.get("promotable"))
+        expected = ("experimental", "false" if where == "report" else False)
+        assert found == expected, (
+            f"the {where} says lane {found[0]}, promotable {found[1]}, and not experimental, false"
+        )
