@@ -55,7 +55,10 @@ class Item:
 
     def row(self) -> tuple[str, str, str, str]:
         """What, obtained, expected, distance: a row of the table of a failure."""
-        return self.what, _text(self.obtained), _text(self.expected), self._distance()
+        pair = _text(self.obtained), _text(self.expected)
+        if pair[0] == pair[1] and isinstance(self.obtained, float) and isinstance(self.expected, float):
+            pair = repr(self.obtained), repr(self.expected)  # every digit, where ten show no difference
+        return self.what, *pair, self._distance()
 
     def _distance(self) -> str:
         if isinstance(self.obtained, str) or isinstance(self.expected, str) or None in (self.obtained, self.expected):
@@ -63,7 +66,8 @@ class Item:
         if math.isnan(self.distance):
             return "not a number"
         unit = {"loss": " relative", "checkpoint": " of its change"}[self.part] if self.criterion else ""
-        return f"{self.distance:.1e}{unit}" + (f" (allowed {self.allowed:.0e})" if self.criterion else "")
+        allowed = f" (allowed {self.allowed:.0e})" if self.criterion and self.allowed else ""
+        return f"{self.distance:.1e}{unit}{allowed}"
 
 
 @dataclass(frozen=True)

@@ -107,13 +107,14 @@ class Result:
             return ""  # another set of tensors or another shape, which is said by itself
 
 
-def result_of_run(evidence: RunEvidence) -> Result:
+def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
     """The result in a run directory, every digest and sketch computed from the files.
 
     Raises EvidenceError when the trace cannot be read: without it there is nothing to compare and no key to compare by.
-    What else cannot be read, or contradicts itself, is in `unreadable`.
+    What else cannot be read, or contradicts itself, is in `unreadable`. `partial` takes the trace of a run that ended
+    early as far as it goes; what is not there is then empty.
     """
-    trace = evidence.trace
+    trace = evidence.partial_trace if partial else evidence.trace
     header, start, end = trace.header, trace.start, trace.end
     unreadable: dict[str, str] = {}
 
@@ -128,7 +129,7 @@ def result_of_run(evidence: RunEvidence) -> Result:
         return found
 
     dataset = read("dataset", evidence.dataset_digest, header["dataset_digest"])
-    tokens = read("tokens", evidence.tokens_digest, trace.tokens["tokens_digest"])
+    tokens = read("tokens", evidence.tokens_digest, trace.tokens.get("tokens_digest", ""))
     values: dict[str, npt.NDArray[Any]] = {}
     values64: dict[str, npt.NDArray[np.float64]] | None = None
     try:
@@ -157,9 +158,9 @@ def result_of_run(evidence: RunEvidence) -> Result:
         settings=_flat(evidence, "settings"),
         dataset_digest=dataset,
         tokens_digest=tokens,
-        base_digest=start["base_digest"],
-        start_losses={name: start[name] for name in ("loss_without_adapters", "loss")},
-        start_param=start["param"],
+        base_digest=start.get("base_digest", ""),
+        start_losses={name: start[name] for name in ("loss_without_adapters", "loss") if name in start},
+        start_param=start.get("param", {}),
         steps=tuple(_step(line) for line in trace.steps),
         end_losses=_end_losses(end),
         tensor_digest=tensor_digest(values) if values else "",
@@ -215,6 +216,8 @@ def _step(line: Mapping[str, Any]) -> StepResult:
 
 
 def _end_losses(end: Mapping[str, Any]) -> dict[str, float]:
+    if not end:
+        return {}
     losses = {"evaluation loss": end["eval_loss"]}
     for index, loss in enumerate(end["eval_loss_by_codebook"]):
         losses[f"evaluation loss, codebook {index}"] = loss
