@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class LaneProcess:
     """One run of the lane in a child process.
 
     ``run_dir``: its run directory. ``settings``: further settings, as environment variables; they win over this
-    process's environment. ``code``: a folder to import the lane from instead of this installation. ``on_line``: called
+    process's environment. ``code``: a folder to import the lane from instead of this installation. ``interpreter``:
+    the command that starts Python, where it is not this one (another environment, an emulator). ``on_line``: called
     in a thread with each line of the lane's output as it comes.
     """
 
@@ -49,9 +50,10 @@ class LaneProcess:
         settings: Mapping[str, str] | None = None,
         *,
         code: Path | None = None,
+        interpreter: Sequence[str] = (),
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.run_dir = run_dir
+        self.run_dir = run_dir = run_dir.absolute()
         environment = {**os.environ, **(settings or {}), "LANE_RUN_DIR": str(run_dir)}
         self.run_id = environment.setdefault("LANE_RUN_ID", uuid.uuid4().hex)
         if (settings or {}).get("LANE_RUN_ID") is None and "LANE_RUN_ID" in os.environ:
@@ -66,7 +68,7 @@ class LaneProcess:
         self._started = time.monotonic()
         flags = ["-O"] * sys.flags.optimize
         self._process = subprocess.Popen(
-            [sys.executable, *flags, "-m", "harness.lane"],
+            [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"],
             env=environment,
             cwd=code,
             stdin=subprocess.DEVNULL,
@@ -167,7 +169,8 @@ def run_lane(
     settings: Mapping[str, str] | None = None,
     *,
     code: Path | None = None,
+    interpreter: Sequence[str] = (),
     on_line: Callable[[str], None] = lambda line: None,
 ) -> LaneExit:
     """Run the lane once in a child process and wait for it; see LaneProcess."""
-    return LaneProcess(run_dir, settings, code=code, on_line=on_line).wait()
+    return LaneProcess(run_dir, settings, code=code, interpreter=interpreter, on_line=on_line).wait()

@@ -8,16 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from harness.baselines.baseline import Store
+from harness.baselines.second_leg import code_of, run_second_leg
+from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.evidence import EvidenceError, RunEvidence, load_run
-from harness.launch import LaneProcess
+from harness.launch import LaneProcess, run_lane
 
 RUN_DIR = pytest.StashKey[Path]()
+SUMMARY = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +37,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="do not train: hold the gates against the run that lies in DIR",
     )
+    group.addoption(
+        "--baselines",
+        metavar="DIR",
+        default="baselines",
+        help="where the recorded baselines lie, relative to the root directory; default: baselines",
+    )
+    group.addoption(
+        "--baseline-reason",
+        metavar="TEXT",
+        help="why the result is right; with --snapshot-update, which records the run as the new baseline",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What this session computes with and from: the provenance of its result, as far as it is known before the run."""
+    code = code_of(config.rootpath)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "audiocraft", "numpy") if _installed(name))
+    mode = os.environ.get("LANE_NUMERICS", "universal for the shipped model")
+    changed = ", lane code changed since" if code.dirty else ""
+    return [f"lane: numerics {mode}; {packages}; commit {code.commit[:12]}{changed}; code {code.digest[:12]}"]
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def run_directory(config: pytest.Config) -> Path:
@@ -92,6 +125,42 @@ def _evidence(run_dir: Path, run_id: str) -> RunEvidence:
     if audio := os.environ.get("KNOWLEDGE_AUDIO_DIR"):
         moved["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
     return load_run(run_dir, run_id=run_id, **moved)
+
+
+@pytest.fixture(scope="session")
+def baseline_gates(
+    request: pytest.FixtureRequest, lane_run: RunEvidence, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gates]:
+    """What the gates that compare with a baseline share: the verdict, found once, and the recording."""
+    config = request.config
+    trained_here = not config.getoption("--lane-evidence")
+
+    def run_again(code: Path | None = None) -> RunEvidence:
+        folder = tmp_path_factory.mktemp("second-run")
+        with _terminal(config) as say:
+            say("lane: running again, from the baseline's code" if code else "lane: running again, to rule out chance")
+            # In a folder of its own, wherever the user put the session's files.
+            own = dict.fromkeys(("TRAIN_STATUS_PATH", "KNOWLEDGE_AUDIO_DIR", "RUN_PREPARE"), "")
+            ended = run_lane(folder, own, code=code, on_line=lambda line: _show_progress(line, say))
+        return load_run(folder, run_id=ended.run_id)
+
+    gates = Gates(
+        lane_run,
+        Store(config.rootpath / config.getoption("--baselines")),
+        code=code_of(config.rootpath),
+        rerun=run_again if trained_here else None,
+        second_leg=(lambda baseline: run_second_leg(baseline, config.rootpath, run_again)) if trained_here else None,
+        update=bool(config.getoption("--snapshot-update", default=False)),
+        reason=config.getoption("--baseline-reason"),
+    )
+    yield gates
+    config.stash[SUMMARY] = gates.summary()
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest, baseline_gates: Gates) -> BaselineFactory:
+    """The recorded baseline, part by part: ``assert lane_run == baseline("loss")``."""
+    return baseline_factory(request, baseline_gates)
 
 
 def _show_progress(line: str, say: Callable[[str], None]) -> None:
@@ -171,6 +240,8 @@ def pytest_terminal_summary(
 ) -> Generator[None, None, None]:
     """The lane's report, last (after pytest's own summary), whatever happened."""
     yield
+    for line in config.stash.get(SUMMARY, []):
+        terminalreporter.write_line(line)
     run_dir = config.stash.get(RUN_DIR, None)
     if run_dir is not None:
         for line in _report_lines(run_dir):

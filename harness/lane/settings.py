@@ -234,7 +234,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     model = read.text("LANE_MODEL", str(SHIPPED_MODEL))
     if absolute(model).is_dir():
         model = str(absolute(model).resolve())
-    shipped = Path(model) == SHIPPED_MODEL
+    shipped = Path(model) == SHIPPED_MODEL.resolve()
     numerics = read.choice("LANE_NUMERICS", "universal" if shipped else "native", NUMERIC_MODES)
     audio_given = bool(environment.get("AUDIO_PATH"))
     source_given = bool(environment.get("KNOWLEDGE_SOURCE_DIR"))

@@ -1,0 +1,191 @@
+"""``python3 -m harness universality``: the shipped lane on every way to compute that can be had, against the baseline.
+
+Each case is one whole run in universal mode. Results are kept in a file of JSON lines, so that the command can be
+stopped, and extended by cases that take minutes (an emulated processor) or gigabytes (another torch release).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.baselines.baseline import Store
+from harness.baselines.compare import compare
+from harness.baselines.guard import GUARD
+from harness.evidence import RunEvidence, load_run
+from harness.launch import run_lane
+from harness.proof.copies import ROOT, Edit, changed_copy
+
+FOREACH = Edit("harness/lane/trainer.py", "fused=True", "foreach=True")
+DOCUMENT = ROOT / "docs" / "universality.md"
+EMULATED = ("Haswell", "EPYC-Rome")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compute. ``settings`` are environment variables; ``interpreter`` starts Python."""
+
+    name: str
+    settings: dict[str, str]
+    foreach: bool = False
+    interpreter: tuple[str, ...] = ()
+
+
+def native_cases() -> Iterator[Case]:
+    """Every combination of kernel dispatch, library pins, threads and optimizer that this processor can run."""
+    for aten, onednn, mkl, threads, optimizer in itertools.product(
+        ("default", "avx2", "avx512"), ("", "AVX2"), ("", "COMPATIBLE"), ("1", "2"), ("fused", "foreach")
+    ):
+        settings = {"ATEN_CPU_CAPABILITY": aten, "LANE_THREADS": threads}
+        settings |= {"ONEDNN_MAX_CPU_ISA": onednn} if onednn else {}
+        settings |= {"MKL_CBWR": mkl} if mkl else {}
+        pins = f"oneDNN {onednn or 'free'}, MKL {mkl.lower() or 'free'}"
+        name = f"ATen {aten}, {pins}, {threads} thread{'s' * (threads != '1')}, {optimizer}"
+        yield Case(name, settings, foreach=optimizer == "foreach")
+
+
+def emulated_cases() -> Iterator[Case]:
+    """Emulated processors; qemu-user must be installed."""
+    for processor in EMULATED:
+        emulator = shutil.which("qemu-x86_64") or "qemu-x86_64"
+        settings = {"LANE_TIMEOUT_S": "7200"}
+        yield Case(f"emulated {processor}", settings, interpreter=(emulator, "-cpu", processor, sys.executable))
+
+
+def other_cases(interpreters: Sequence[str]) -> Iterator[Case]:
+    """The lane in other environments, given by their Python: another torch release, another Python."""
+    for python in interpreters:
+        import subprocess
+
+        ask = (
+            "import sys, torch; print(f'Python {sys.version_info[0]}.{sys.version_info[1]}, torch {torch.__version__}')"
+        )
+        name = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+        yield Case(name, {}, interpreter=(python,))
+
+
+def run_case(case: Case, reference: RunEvidence | None) -> dict[str, Any]:
+    """Run one case; returns what the table shows. ``reference``: a run on this machine, for the parameters' drift."""
+    with tempfile.TemporaryDirectory(prefix="universality-") as folder:
+        code = changed_copy(Path(folder) / "code", [FOREACH] if case.foreach else [])
+        started = time.monotonic()
+        ended = run_lane(Path(folder) / "run", case.settings, code=code, interpreter=case.interpreter)
+        seconds = time.monotonic() - started
+        evidence = load_run(Path(folder) / "run", run_id=ended.run_id)
+        if reason := evidence.failure():
+            return {"case": case.name, "verdict": "failed", "why": reason}
+        verdict = compare(evidence, Store(ROOT / "baselines"))
+        row = {
+            "case": case.name,
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": evidence.environment["head_commit"][:12],
+            "torch": evidence.environment["packages"]["torch"],
+            "python": evidence.environment["python"],
+            "numeric_class": evidence.report["numeric_class"],
+            "verdict": verdict.kind,
+            "parts": {part: verdict.holds(part) for part in ("checkpoint", "tokens", "loss")},
+            "seconds": round(seconds, 1),
+        }
+        if not verdict.passed:
+            row["why"] = verdict.text()
+        if reference is not None:
+            row |= _drift(evidence, reference)
+        return row
+
+
+def _drift(evidence: RunEvidence, reference: RunEvidence) -> dict[str, Any]:
+    """Largest difference of a float64 parameter, flipped float32 roundings, largest relative difference of a loss."""
+    ours, theirs = evidence.checkpoint_float64, reference.checkpoint_float64
+    assert ours is not None and theirs is not None
+    drift = max(float(np.abs(values - theirs.tensors[name]).max()) for name, values in ours.tensors.items())
+    rounded = evidence.checkpoint.tensors
+    flips = sum(int((values != reference.checkpoint.tensors[name]).sum()) for name, values in rounded.items())
+    losses = [
+        abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(evidence.trace.steps, reference.trace.steps, strict=True)
+    ]
+    return {"drift": drift, "flips": flips, "loss": max(losses)}
+
+
+def document(rows: Sequence[dict[str, Any]]) -> str:
+    """The page with the table."""
+    passed = sum(row["verdict"] == "match" for row in rows)
+    drifts = [row["drift"] for row in rows if "drift" in row]
+    worst = max(drifts, default=float("nan"))
+    lines = [
+        "# One digest on every machine: the proof",
+        "",
+        "Written by `python3 -m harness universality`; do not edit. Each row is one whole run of the shipped lane in",
+        "universal mode, compared with the recorded baseline. *Drift*: the largest difference of a float64",
+        "parameter from an unpinned run on the machine that made the table. *Flips*: float32 parameters that came",
+        "out rounded the other way; all of them are positions that the baseline lists as guarded, or the verdict",
+        "would not be `match`. *Loss*: the largest relative difference.",
+        "",
+        f"{passed} of {len(rows)} match. Largest drift {worst:.2g}, which is {worst / GUARD:.2g} of the guard ({GUARD:g});",
+        "the bar is 0.1.",
+        "",
+        "| case | verdict | digest | tokens | loss curve | drift | drift / guard | flips | loss | class | torch | when |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "parts" not in row:
+            lines.append(f"| {row['case']} | {row['verdict']}: {row['why']} |" + " |" * 10)
+            continue
+        holds = [("same" if row["parts"][part] else "**differs**") for part in ("checkpoint", "tokens", "loss")]
+        moved = ["–"] * 4
+        if "drift" in row:
+            moved = [f"{row['drift']:.1e}", f"{row['drift'] / GUARD:.4f}", str(row["flips"]), f"{row['loss']:.1e}"]
+        end = [f"`{row['numeric_class'][:8]}`", row["torch"], f"{row['date']}, {row['commit']}"]
+        lines.append(f"| {' | '.join([row['case'], row['verdict'], *holds, *moved, *end])} |")
+    lines += [
+        "",
+        "Emulated: the processor is `qemu-user`'s, without AVX-512, and no pin is set. Real Intel and ARM hardware was",
+        "not available.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns 0 if every case matches, 1 otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m harness universality",
+        description="Run the shipped lane on every way to compute that can be had, and write docs/universality.md.",
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "universality.jsonl", help="kept results")
+    parser.add_argument("--emulated", action="store_true", help="also emulated processors (qemu-user; minutes each)")
+    parser.add_argument("--python", action="append", default=[], metavar="PYTHON", help="also in this environment")
+    parser.add_argument("--again", action="store_true", help="forget the kept results of the cases that are run")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
+    options = parser.parse_args(arguments)
+    cases = [*native_cases(), *(emulated_cases() if options.emulated else ()), *other_cases(options.python)]
+    cases = [case for case in cases if options.only in case.name]
+    kept: dict[str, dict[str, Any]] = {}
+    if options.results.exists():
+        kept = {row["case"]: row for row in map(json.loads, options.results.read_text().splitlines())}
+    with tempfile.TemporaryDirectory(prefix="universality-") as folder:
+        ended = run_lane(Path(folder))
+        reference = load_run(Path(folder), run_id=ended.run_id)
+        if reason := reference.failure():
+            print(reason, file=sys.stderr)
+            return 1
+        for number, case in enumerate(cases, 1):
+            if case.name not in kept or options.again:
+                kept[case.name] = run_case(case, reference)
+                text = "".join(json.dumps(row) + "\n" for row in kept.values())
+                unfinished = options.results.with_suffix(".tmp")
+                unfinished.write_text(text)
+                unfinished.replace(options.results)
+            print(f"{number}/{len(cases)} {case.name}: {kept[case.name]['verdict']}", flush=True)
+    DOCUMENT.write_text(document(list(kept.values())))
+    print(f"{DOCUMENT} has {len(kept)} rows")
+    return 0 if all(row["verdict"] == "match" for row in kept.values()) else 1
