@@ -158,7 +158,7 @@ def test_a_package_of_somebody_that_is_too_old_blocks_and_stays(ready: Path, act
     )
     before = packages(active)
     done = harness(ready, "run", environ=environ(), python=[str(active)])
-    assert done.returncode == 11 and "pytest 7.4.4 (needed: pytest>=8.2)" in done.stdout
+    assert done.returncode == 11 and "pytest 7.4.4 (needed: pytest>=8.4)" in done.stdout
     assert packages(active) == before
 
 
