@@ -1,0 +1,258 @@
+"""``python3 -m harness changed``: did the lane change against a base, by which files, and by what rule?
+
+A workflow with a path filter that is required stays pending for ever when the filter does not match, so the question
+is asked inside the job. Where it cannot be answered the answer is yes: gates that ran for nothing cost a minute.
+Standard library only: it decides whether anything is to be set up at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from harness.present.text import code, count, show, table
+
+ROOT = Path(__file__).resolve().parents[2]
+BASELINE_RULE = "baselines"
+CODE_RULES = ("lane code", "settings")
+
+
+class Undecided(Exception):
+    """Git cannot tell. The message says why; `next_command` what to do about it."""
+
+    def __init__(self, message: str, next_command: str) -> None:
+        super().__init__(message)
+        self.next_command = next_command
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Files that a rule is about. In a pattern `*` matches any text, `/` included."""
+
+    name: str
+    patterns: tuple[str, ...]
+    counts: bool
+
+
+# The first rule that knows a file decides. A file that none knows counts: the lane may have come to depend on it.
+RULES = (
+    Rule("documentation", ("*.md", "docs/*", "LICENSE", ".gitignore"), False),
+    Rule("settings", ("harness/lane/settings.py", "harness/numerics/modes.py"), True),
+    Rule("lane code", ("harness/lane/*", "harness/numerics/*", "harness/launch.py", "harness/__init__.py"), True),
+    Rule("shipped data and model", ("data/*",), True),
+    Rule(BASELINE_RULE, ("baselines/*",), True),
+    Rule("dependencies and set-up", ("pyproject.toml", "harness/bootstrap/*", "harness/__main__.py"), True),
+    Rule(
+        "gates",
+        ("harness/evidence/*", "harness/baselines/*", "harness/pytest_plugin.py", "conftest.py", "tests/smoke/*"),
+        True,
+    ),
+    Rule("workflow", (".github/workflows/lane.yml", "harness/present/changed.py"), True),
+    Rule("presentation", ("harness/present/*",), False),
+    Rule("other tests", ("tests/*",), False),
+)
+UNKNOWN = Rule("no rule knows it", (), True)
+
+
+@dataclass(frozen=True)
+class ChangedFile:
+    """One file that differs from the base. ``status``: added, changed or removed."""
+
+    path: str
+    status: str
+    rule: str
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the lane changed. ``problem`` and ``next_command`` are set where git could not tell."""
+
+    base: str
+    merge_base: str
+    files: tuple[ChangedFile, ...]
+    problem: str = ""
+    next_command: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.problem) or any(file.counts for file in self.files)
+
+    @property
+    def baselines(self) -> tuple[ChangedFile, ...]:
+        """The recorded baselines among the files."""
+        return tuple(file for file in self.files if file.rule == BASELINE_RULE)
+
+    @property
+    def baseline_with_code(self) -> bool:
+        """Whether a baseline changed together with what it judges: the change then passes by its own measure."""
+        return bool(self.baselines) and any(file.rule in CODE_RULES for file in self.files)
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        if self.problem:
+            return f"treated as changed, because it cannot be decided: {self.problem}"
+        counting = [file for file in self.files if file.counts]
+        if counting:
+            rules = dict.fromkeys(file.rule for file in counting)
+            return f"{count(len(counting), 'file')} of the lane: {', '.join(rules)}"
+        if self.files:
+            return f"{count(len(self.files), 'file')} changed, none of the lane"
+        return "no file changed"
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision for machines."""
+        return {
+            "changed": self.changed,
+            "decided": not self.problem,
+            "reason": self.reason,
+            "base": self.base,
+            "merge_base": self.merge_base,
+            "files": [file.__dict__ for file in self.files],
+            "baseline_with_code": self.baseline_with_code,
+            "next": self.next_command,
+        }
+
+
+def rule_for(path: str) -> Rule:
+    """The first rule that knows a file; UNKNOWN if none does."""
+    return next((rule for rule in RULES if any(fnmatchcase(path, pattern) for pattern in rule.patterns)), UNKNOWN)
+
+
+def decide(base: str, root: Path = ROOT) -> Decision:
+    """Compare the working tree (untracked files included) with the merge base of `base` and HEAD. Raises nothing."""
+    try:
+        merge_base = _merge_base(base, root)
+        return Decision(base, merge_base, _changed_files(merge_base, root))
+    except Undecided as error:
+        return Decision(base, "", (), str(error), error.next_command)
+
+
+def changed(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "python3 -m harness changed",
+        description="Says whether the lane changed against the merge base of REF and HEAD, by which files, and by what "
+        "rule. Where that cannot be decided, it counts as changed.",
+        epilog="exit codes: 0 answered, whatever the answer; 64 this command line is not understood. With "
+        "GITHUB_OUTPUT set, lane-changed=true|false and reason=... are added to that file.",
+    )
+    parser.add_argument("--base", metavar="REF", required=True, help="branch, tag or commit to compare with")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print it for a CI job's summary")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:
+        return 64 if end.code else 0
+    decision = decide(options.base)
+    if options.json:
+        print(json.dumps(decision.to_json(), indent=2))
+    elif options.markdown:
+        print(markdown(decision))
+    else:
+        print("\n".join(_lines(decision)))
+    if decision.problem:
+        print(f"cannot be decided: {decision.problem}; next: {decision.next_command}", file=sys.stderr)
+    if output := os.environ.get("GITHUB_OUTPUT"):
+        with Path(output).open("a", encoding="utf-8") as file:
+            # Every value is one printable line: a file's name cannot add an output of its own.
+            file.write(f"lane-changed={'true' if decision.changed else 'false'}\nreason={show(decision.reason)}\n")
+    return 0
+
+
+def markdown(decision: Decision) -> str:
+    """The decision for a job's summary."""
+    answer = "The lane changed" if decision.changed else "The lane did not change: no gate is needed"
+    lines = [f"### {answer}", "", f"{code(decision.reason)} (against {code(decision.base or 'no base')})"]
+    if decision.next_command:
+        lines += ["", f"Next: {code(decision.next_command)}"]
+    if decision.files:
+        listed = _counting_first(decision)[:100]
+        rows = [[code(file.path), file.status, file.rule, "yes" if file.counts else "no"] for file in listed]
+        lines += ["", *table(("file", "how", "rule", "counts"), rows)]
+        if len(decision.files) > 100:
+            lines.append(f"and {len(decision.files) - 100} more files")
+    return "\n".join(lines)
+
+
+def git(root: Path, *words: str) -> str:
+    """Git's output. Raises Undecided with its last words."""
+    # A hook sets GIT_DIR and others, which name another checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Undecided(f"git cannot be run ({error})", "install git, and run this in the checkout") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise Undecided(f"git {words[0]}: {show(said[-1])}", "git status")
+    return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def _merge_base(base: str, root: Path) -> str:
+    try:
+        git(root, "rev-parse", "--git-dir")
+    except Undecided as error:
+        raise Undecided(f"{root} is no git repository that can be read ({error})", "git clone the project") from None
+    if not base.strip("0 "):
+        raise Undecided("no base was given (the first push of a branch has none)", "name one: --base origin/main")
+    shallow = git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
+    whole_history = "git fetch --unshallow (in a workflow: actions/checkout with fetch-depth: 0)"
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").strip()
+    except Undecided:
+        hint = whole_history if shallow else "git fetch origin, or name another: --base origin/main"
+        where = "this shallow clone" if shallow else "this repository"
+        raise Undecided(f"{show(base, 80)!r} is no commit that {where} has", hint) from None
+    try:
+        return git(root, "merge-base", commit, "HEAD").strip()
+    except Undecided:
+        hint = whole_history if shallow else "name a base that shares history with HEAD"
+        cause = "this clone is shallow" if shallow else "they have no common history"
+        raise Undecided(f"{show(base, 80)!r} and HEAD have no merge base: {cause}", hint) from None
+
+
+def _changed_files(merge_base: str, root: Path) -> tuple[ChangedFile, ...]:
+    # Without renames, a file that moved out of the lane is one that was removed from it.
+    fields = git(root, "diff", "--name-status", "--no-renames", "--no-relative", "-z", merge_base, "--").split("\0")[
+        :-1
+    ]
+    status = dict(zip(fields[1::2], fields[::2], strict=True))
+    untracked = git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z").split("\0")[:-1]
+    status |= dict.fromkeys(untracked, "A")
+    words = {"A": "added", "D": "removed"}
+    files = []
+    for path in sorted(status):
+        rule = rule_for(path)
+        files.append(ChangedFile(show(path), words.get(status[path], "changed"), rule.name, rule.counts))
+    return tuple(files)
+
+
+def _counting_first(decision: Decision) -> list[ChangedFile]:
+    return sorted(decision.files, key=lambda file: not file.counts)
+
+
+def _lines(decision: Decision) -> list[str]:
+    lines = [f"lane changed: {'yes' if decision.changed else 'no'}", f"reason: {decision.reason}"]
+    lines += [
+        f"  {'counts' if file.counts else '-':<7} {file.status:<8} {file.path}  ({file.rule})"
+        for file in _counting_first(decision)
+    ]
+    if decision.baseline_with_code:
+        lines.append("note: a baseline changed together with what it judges")
+    return lines

@@ -1,0 +1,157 @@
+"""``python3 -m harness listen``: all clips of a run, generated samples included, and the page with them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from harness.evidence import EvidenceError, RunEvidence, load_run
+from harness.present.audio import (
+    Clip,
+    NoAudio,
+    choose_excerpt,
+    encode,
+    model_directory,
+    reconstruction_clip,
+    source_clip,
+    write_clips,
+)
+from harness.present.gates import GatesError, read_gates
+from harness.present.html import PAGE, write_html
+
+SAMPLE_SECONDS = 5.0
+
+
+def listen(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "python3 -m harness listen",
+        description="Writes short clips of a run into its folder listen/ (the source, its reconstruction, and samples "
+        "with and without the adapter from one seed), and its report.html anew.",
+        epilog="exit codes: 0 all clips were made; 1 some could not be, each with a line that says why; 64 this "
+        "command line is not understood",
+    )
+    parser.add_argument("run_dir", nargs="?", type=Path, help="run directory; default: LANE_RUN_DIR, else artifacts")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:
+        return 64 if end.code else 0
+    # audiocraft's codec uses a function of torch that is to go away; nothing to do about it here.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    run_dir = options.run_dir or Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
+    run = load_run(run_dir)
+    try:
+        run_id = str(run.status["run_id"])
+    except EvidenceError as error:
+        print(f"no run to listen to: {error}; next: pytest -m smoke", file=sys.stderr)
+        return 1
+    clips, missing = make_clips(run, options.seed)
+    try:
+        write_clips(run_dir, run_id, clips)
+        gates, verdict = [], None
+        try:
+            found = read_gates(run_dir)
+            if found.run_id == run_id:
+                gates, verdict = list(found.gates), found.verdict
+            else:
+                missing.append(f"the gates are of another run, and left out; next: {_judge(run_dir)}")
+        except GatesError as error:
+            missing.append(str(error))
+        write_html(run_dir, gates, verdict, missing_audio=missing)
+    except OSError as error:
+        missing.append(f"{error.filename}: cannot be written: {error.strerror}")
+    for clip in clips.values():
+        print(f"{run_dir / 'listen' / clip.name}.flac  {clip.what} ({clip.about})")
+    print(run_dir / PAGE)
+    for line in missing:
+        print(line, file=sys.stderr)
+    return 1 if missing else 0
+
+
+def make_clips(run: RunEvidence, seed: int) -> tuple[dict[str, Clip], list[str]]:
+    """(The clips that could be made, why others could not). Loads torch and the run's model."""
+    clips: dict[str, Clip] = {}
+    missing: list[str] = []
+
+    def attempt(step: Any) -> None:
+        try:
+            for clip in step():
+                clips[clip.name] = clip
+        except (NoAudio, EvidenceError) as error:
+            missing.append(str(error))
+        except Exception as error:  # whatever a model does; the other clips are worth having
+            missing.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+    attempt(lambda: [source_clip(choose_excerpt(run))])
+    try:
+        directory = model_directory(run)
+        from harness.lane.audiocraft_import import prepare_audiocraft
+        from harness.lane.model import check_model_directory
+
+        prepare_audiocraft(transformers=check_model_directory(Path(directory))[1])
+    except (NoAudio, EvidenceError, ImportError) as error:
+        return clips, [*missing, str(error)]
+    attempt(lambda: [reconstruction_clip(run, choose_excerpt(run))])
+    attempt(lambda: sample_clips(run, directory, seed))
+    return clips, missing
+
+
+def sample_clips(run: RunEvidence, directory: str, seed: int) -> list[Clip]:
+    """The same description and seed twice: by the frozen model, and with the run's adapters. Raises what audiocraft
+    raises."""
+    import torch
+    from audiocraft.models.musicgen import MusicGen
+    from audiocraft.modules.transformer import set_efficient_attention_backend
+
+    from harness.lane.adapter import make_adapters
+    from harness.lane.checkpoint import load_adapters
+
+    torch.set_num_threads(1)
+    set_efficient_attention_backend("torch")
+    model = MusicGen.get_pretrained(directory, device="cpu")
+    adapters = make_adapters(model.lm.dim, 0, dtype=torch.float32, device="cpu")
+    load_adapters(run.checkpoint_path, adapters)
+    model.set_generation_params(duration=SAMPLE_SECONDS)
+    description = str((run.status["settings"] or {}).get("description") or "")
+
+    def sample(name: str) -> Clip:
+        torch.manual_seed(seed)
+        wave = model.generate([description])[0, 0].double().numpy()
+        return Clip(name, f"“{description}”, seed {seed}", encode(wave, model.sample_rate))
+
+    without = sample("without_adapter")
+    hook = attach_streaming(model.lm, adapters)
+    try:
+        return [without, sample("with_adapter")]
+    finally:
+        hook.remove()
+
+
+def attach_streaming(lm: Any, adapters: Any) -> Any:
+    """Put adapters before `lm.transformer` for one generation; returns the hook's handle.
+
+    In a generation audiocraft gives the transformer one position at a time and caches the rest. The adapters' filter
+    looks back over many, so that what came in is kept, and of what goes out the new positions are passed on.
+    """
+    import torch
+
+    seen: list[Any] = []
+
+    def before(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        new = arguments[0]
+        seen.append(new)
+        x = torch.cat(seen, dim=1)
+        for adapter in adapters:
+            x = adapter(x)
+        return (x[:, -new.shape[1] :], *arguments[1:])
+
+    return lm.transformer.register_forward_pre_hook(before)
+
+
+def _judge(run_dir: Path) -> str:
+    return f"pytest -m smoke --lane-evidence {run_dir}"

@@ -1,0 +1,284 @@
+"""``python3 -m harness summary``: a run, its gates and its verdict in Markdown, as a CI job's summary shows it.
+
+Standard library only: after a set-up that failed, too, it says what is known. Everything that comes from a file or from
+git stands in Markdown code, so that no name or message can become a heading, a link or a row of a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
+from harness.present.gates import GateResult, GatesError, GatesFile, all_passed, counts, read_gates
+from harness.present.text import code, table
+
+LIMIT = 1_000_000  # bytes; GitHub drops a step's summary above 1 MiB as a whole
+_ROWS = 100
+_MARK = {"passed": "✅", "failed": "❌", "error": "❌", "skipped": "➖"}
+_METRICS = (
+    "loss", "loss_first", "eval_loss", "checkpoint_tensor_digest", "numeric_mode", "numeric_class", "steps",
+    "sanitized_logits", "head_commit",
+)  # fmt: skip
+
+
+def summary(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "python3 -m harness summary",
+        description="Prints a run's verdict, gates, losses and what moved as Markdown; with --base also which "
+        "baselines were edited, and why.",
+        epilog="exit codes: 0 printed; 1 there is nothing to summarise; 64 this command line is not understood",
+    )
+    parser.add_argument("run_dir", nargs="?", type=Path, help="run directory; default: LANE_RUN_DIR, else artifacts")
+    parser.add_argument("--base", metavar="REF", help="branch, tag or commit to compare the baselines with")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:
+        return 64 if end.code else 0
+    run_dir = options.run_dir or Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
+    decision = None if options.base is None else decide(options.base)
+    text, found = render(run_dir, decision)
+    # Also where the terminal's encoding knows no check mark.
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    sys.stdout.flush()
+    return 0 if found else 1
+
+
+def render(run_dir: Path, decision: Decision | None = None, root: Path = ROOT) -> tuple[str, bool]:
+    """(The Markdown, whether there was anything to say of a run)."""
+    report = _report(run_dir)
+    lines: list[str] = []
+    found = True
+    try:
+        gates = read_gates(run_dir)
+        if report and report.get("run_id", gates.run_id) != gates.run_id:
+            raise GatesError(f"{run_dir}: gates.json is of run {gates.run_id}, the report of {report['run_id']}")
+        lines += _run(gates, report)
+    except GatesError as error:
+        found = bool(report)
+        lines += ["## The gates did not run to their end", "", code(str(error)), ""]
+        lines += _failure(report)
+    if decision is not None:
+        lines += _baselines(decision, root)
+        lines += ["", markdown(decision)]
+    return shorten("\n".join(lines) + "\n"), found
+
+
+def shorten(text: str, limit: int = LIMIT) -> str:
+    """At most `limit` bytes, cut between lines, and saying so at its beginning and its end."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= limit:
+        return text
+    notice = f"> [!CAUTION]\n> This summary is cut: it had {len(data):,} bytes, and {limit:,} are shown at most.\n\n"
+    end = "\n\n**Cut here.** The whole is in `gates.json` and `report.html`, among the run's files.\n"
+    room = limit - len((notice + end).encode())
+    kept, _, _ = data[: max(0, room)].decode("utf-8", "ignore").rpartition("\n")
+    return notice + kept + end
+
+
+def _run(found: GatesFile, report: Mapping[str, str]) -> list[str]:
+    verdict = found.verdict
+    passed = all_passed(found.gates)
+    status = found.metrics.get("objective_status", "unknown")
+    title = "no comparison with a baseline" if verdict is None else str(verdict.get("verdict"))
+    lines = [f"## {'✅' if passed else '❌'} Lane: {code(title)} · {counts(found.gates)}", ""]
+    if status != "completed":
+        lines += _failure(report)
+    if verdict is not None:
+        lines += _verdict(verdict)
+    if found.baseline is not None:
+        recorded = found.baseline
+        lines += [f"Baseline {code(recorded.get('path', ''))}, {code(recorded.get('recorded', ''))}.", ""]
+    lines += _gates(found.gates)
+    rows = [[name.replace("_", " "), code(found.metrics[name])] for name in _METRICS if name in found.metrics]
+    lines += ["### Numbers", "", *table(("what", "value"), rows)]
+    return lines + _losses(found.losses)
+
+
+def _verdict(verdict: Mapping[str, Any]) -> list[str]:
+    lines = [code(str(verdict.get("headline", ""))), ""]
+    where = verdict.get("where")
+    rows: list[tuple[str, str]] = []
+    if isinstance(where, Mapping):
+        tensors = where.get("tensors") or [where.get("what")]
+        rows.append(("first differs", f"step {where.get('step')}, phase {where.get('phase')}: {tensors[0]}"))
+    rows += [("moved", str(line)) for line in (verdict.get("moved") or [])[:_ROWS]]
+    rows += [(name, str(verdict[key])) for name, key in (("likely", "cause"), ("next", "next")) if verdict.get(key)]
+    rows += [("note", str(note)) for note in verdict.get("notes") or []]
+    lines += [f"- {name}: {code(value)}" for name, value in rows]
+    out = verdict.get("out_of_bounds") or []
+    if out:
+        columns = ("what", "obtained", "expected", "distance")
+        lines += ["", "### Out of bounds", ""]
+        lines += table(columns, [[code(str(row.get(column))) for column in columns] for row in out[:_ROWS]])
+        if verdict.get("more"):
+            lines.append(f"and {verdict['more']} more")
+    return [*lines, ""]
+
+
+def _gates(gates: Sequence[GateResult]) -> list[str]:
+    bad = [gate for gate in gates if gate.outcome != "passed"]
+    lines: list[str] = []
+    if bad:
+        lines += ["### Gates that did not pass", ""]
+        lines += table(
+            ("", "gate", "why"),
+            [
+                [_MARK[gate.outcome], code(gate.name), code(gate.reason or "no reason given")]
+                for gate in bad[: 2 * _ROWS]
+            ],
+        )
+        if len(bad) > 2 * _ROWS:
+            lines.append(f"and {len(bad) - 2 * _ROWS} more")
+    good = [gate for gate in gates if gate.outcome == "passed"]
+    if good:
+        names = [f"- ✅ {code(gate.name)}" for gate in good[: 5 * _ROWS]]
+        more = [f"- and {len(good) - 5 * _ROWS} more"] if len(good) > 5 * _ROWS else []
+        lines += [f"<details><summary>{len(good)} passed</summary>", "", *names, *more, "", "</details>", ""]
+    return lines
+
+
+def _losses(losses: Sequence[tuple[int, float, float | None]]) -> list[str]:
+    if not losses:
+        return ["### Loss", "", "No training step was taken.", ""]
+    compared = [(a, b) for _, a, b in losses if b is not None]
+    equal = sum(a == b for a, b in compared)
+    said = f"{len(losses)} steps, {losses[0][1]:.6g} to {losses[-1][1]:.6g}"
+    said += f"; {equal} of {len(compared)} losses equal the recorded ones to the bit" if compared else "; none recorded"
+    # All of a short run, and evenly spread steps of a long one, the first and the last among them.
+    last = len(losses) - 1
+    chosen = losses if last < 60 else [losses[round(n * last / 59)] for n in range(60)]
+    rows = [
+        [str(step), repr(a), "–" if b is None else repr(b), "–" if b is None else _distance(a, b)]
+        for step, a, b in chosen
+    ]
+    return [
+        "### Loss",
+        "",
+        said + ".",
+        "",
+        f"<details><summary>{'all' if chosen is losses else len(chosen)} steps</summary>",
+        "",
+        *table(("step", "obtained", "recorded", "relative distance"), rows),
+        "</details>",
+        "",
+    ]
+
+
+def _distance(obtained: float, expected: float) -> str:
+    if obtained == expected:
+        return "equal"
+    return f"{abs(obtained - expected) / abs(expected):.1e}" if expected and math.isfinite(obtained) else "not finite"
+
+
+def _failure(report: Mapping[str, str]) -> list[str]:
+    """How a run or a set-up failed, in the words of its report."""
+    if not report:
+        return ["No report was written either; next: `python3 -m harness run`", ""]
+    keys = ("objective_status", "first_failed_step", "root_cause", "next_unblock_action")
+    return [*(f"- {key.replace('_', ' ')}: {code(report.get(key, 'unknown'))}" for key in keys), ""]
+
+
+def _baselines(decision: Decision, root: Path) -> list[str]:
+    if not decision.baselines:
+        return []
+    lines = ["", "### Baselines edited", ""]
+    if decision.baseline_with_code:
+        lines += [
+            "> [!WARNING]",
+            "> A baseline changes together with the lane's code or settings. The gates then hold the change against "
+            "what it recorded itself: they pass by construction. Review the reason and what moved.",
+            "",
+        ]
+    rows = []
+    for file in decision.baselines[:_ROWS]:
+        new = _parse(_read(root / file.path)) if file.status != "removed" else {}
+        old = _parse(_at(decision.merge_base, file.path, root)) if file.status != "added" else {}
+        about = new.get("provenance")
+        reason = str(about.get("reason")) if isinstance(about, dict) else "–"
+        moved = "; ".join(
+            f"{name} {old_value} → {new_value}"
+            for name, old_value, new_value in _facts(old, new)
+            if old_value != new_value
+        )
+        rows.append([code(file.path), file.status, code(reason), code(moved) if moved else "–"])
+    return [*lines, *table(("file", "how", "reason", "what moved"), rows)]
+
+
+def _facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """What a reviewer of a baseline wants to compare: (name, old, new), each `–` where it is not there."""
+    paths = {
+        "tensor digest": ("exact", "tensor_digest"),
+        "tokens": ("exact", "tokens_digest"),
+        "dataset": ("key", "dataset_digest"),
+        "model": ("key", "model_digest"),
+        "settings": ("key", "settings_digest"),
+        "numeric class": ("provenance", "numeric_class"),
+        "loss tolerance": ("tolerance", "loss"),
+        "tensor tolerance": ("tolerance", "tensor"),
+    }
+    for name, path in paths.items():
+        yield name, _short(_get(old, *path)), _short(_get(new, *path))
+    yield "last loss", _last_loss(old), _last_loss(new)
+    yield "guard", _short(_get(old, "exact", "guard", "width")), _short(_get(new, "exact", "guard", "width"))
+
+
+def _get(value: Any, *path: str) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, str):
+        return "–"
+    try:
+        return f"{float.fromhex(value):g}" if value.startswith("0x") else value[:12]
+    except ValueError:
+        return value[:12]
+
+
+def _last_loss(document: Mapping[str, Any]) -> str:
+    rows, columns = _get(document, "exact", "curve", "rows"), _get(document, "exact", "curve", "columns")
+    try:
+        return repr(float.fromhex(rows[-1].split(" ")[columns.split(" ").index("loss")]))
+    except (TypeError, IndexError, ValueError, AttributeError):
+        return "–"
+
+
+def _report(run_dir: Path) -> dict[str, str]:
+    """The report's keys and values; empty where there is none. Also that of a set-up that failed."""
+    lines = _read(run_dir / "train_report.txt").splitlines()
+    pairs = (line.partition(": ") for line in lines)
+    return {key: value for key, separator, value in pairs if separator and key.isidentifier()}
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 20).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def _at(commit: str, path: str, root: Path) -> str:
+    try:
+        return git(root, "show", f"{commit}:{path}")
+    except Undecided:
+        return ""
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
