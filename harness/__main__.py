@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
     "test": Command("harness.bootstrap.commands:test", "set up if needed, then ruff, mypy and the whole suite", False),
     "bootstrap": Command("harness.bootstrap.commands:bootstrap", "only set up", False),
     "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do", False),
+    "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what", False),
+    "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
+    "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them", True),
 }
 
 _OWN_HELP = {
