@@ -6,7 +6,7 @@ library only.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.lane.files import atomic_write, write_json
-from harness.lane.report import render_report
+from harness.lane.files import atomic_write, show, write_json
+from harness.lane.lock import Busy, owned
+from harness.lane.report import one_line, render_report
 from harness.numerics.modes import environment_pins
 
 GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped; after as long again, killed
@@ -58,14 +59,17 @@ class LaneProcess:
         self.run_id = environment.setdefault("LANE_RUN_ID", uuid.uuid4().hex)
         if (settings or {}).get("LANE_RUN_ID") is None and "LANE_RUN_ID" in os.environ:
             self.run_id = environment["LANE_RUN_ID"] = uuid.uuid4().hex
-        threads = environment.get("LANE_THREADS", "1")
-        pins = environment_pins(environment.get("LANE_NUMERICS", "universal"), int(threads) if threads.isdigit() else 1)
-        environment |= pins
+        # Where a value is not understood the lane says so itself; here any will do.
+        threads = int(_number(environment.get("LANE_THREADS"), 1))
+        environment |= environment_pins(environment.get("LANE_NUMERICS", "universal"), threads)
         if code is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [environment.get("PYTHONPATH")])])
-        limit = environment.get("LANE_TIMEOUT_S", "600")
-        self._limit_s = float(limit) if limit.replace(".", "", 1).isdigit() else 600.0
+        self._limit_s = _number(environment.get("LANE_TIMEOUT_S"), 600.0)
+        status = environment.get("TRAIN_STATUS_PATH") or str(run_dir / "train_status.json")
+        self._status_path = (code or Path.cwd()) / status
+        self._last_line = ""
         self._started = time.monotonic()
+        self._started_at = _now()
         flags = ["-O"] * sys.flags.optimize
         self._process = subprocess.Popen(
             [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"],
@@ -85,6 +89,7 @@ class LaneProcess:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            self._last_line = line.strip() or self._last_line
             self._on_line(line.rstrip("\n"))
 
     @property
@@ -116,11 +121,7 @@ class LaneProcess:
             raise
         self._reader.join(timeout=GRACE_S)
         ended = LaneExit(self._process.returncode, self.run_dir, self.run_id, time.monotonic() - self._started)
-        if self.run_dir.is_dir():
-            with contextlib.suppress(OSError):  # a full disk: the lane's own files say it
-                atomic_write(self.run_dir / "exit_code.txt", f"{ended.exit_code}\n".encode())
-        if ended.exit_code < 0:
-            self._speak_for_the_dead(ended)
+        self._leave_word(ended)
         return ended
 
     def stop(self) -> None:
@@ -133,35 +134,69 @@ class LaneProcess:
                 self._process.kill()
                 self._process.wait()
 
+    def _leave_word(self, ended: LaneExit) -> None:
+        """Write the exit code, and status and report for a lane that could not. A run directory that another run owns
+        is not touched."""
+        spoke = self._status_is_ours()
+        if not spoke and ended.exit_code == 3:
+            return  # the run directory was not this run's to use; the lane said so
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            with owned(self.run_dir):
+                if ended.exit_code < 0 or not spoke:
+                    self._speak_for_the_dead(ended)
+                atomic_write(self.run_dir / "exit_code.txt", f"{ended.exit_code}\n".encode())
+        except (OSError, Busy) as error:
+            reason = getattr(error, "strerror", None) or f"in use by {error}"
+            self._on_line(f"FAILED {self.run_dir}: nothing could be written for the lane that ended ({reason})")
+
+    def _status_is_ours(self) -> bool:
+        try:
+            with self._status_path.open("rb") as file:
+                return bool(json.loads(file.read(1 << 20))["run_id"] == self.run_id)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return False
+
     def _speak_for_the_dead(self, ended: LaneExit) -> None:
-        """A process that was killed cannot write status and report; its parent does, so that they are never missing."""
-        name = signal.Signals(-ended.exit_code).name
-        hint = "often: out of memory" if ended.exit_code == -signal.SIGKILL else "see lane.log for the stacks"
+        """A process that was killed cannot write status and report; its parent does, so that they are never missing.
+        Raises OSError."""
+        if ended.exit_code >= 0:
+            code, how = "lane_did_not_start", f"ended with exit code {ended.exit_code}"
+            hint = f"its last line: {self._last_line or 'none'}"
+        else:
+            names = {number.value: number.name for number in signal.Signals}
+            code, how = "lane_killed", f"was ended by {names.get(-ended.exit_code, f'signal {-ended.exit_code}')}"
+            hint = "often: out of memory" if ended.exit_code == -signal.SIGKILL else "see lane.log for the stacks"
+            if ended.seconds >= self._limit_s:
+                code, hint = "time_limit", f"it did not stop at its time limit of {self._limit_s:g} s"
         outcome = {
             "first_failed_step": "lane_process",
-            "root_cause": f"lane_killed: the lane's process was ended by {name} after {ended.seconds:.0f} s ({hint})",
-            "next_unblock_action": f"look at {self.run_dir / 'lane.log'}, then run it again",
+            "root_cause": one_line(f"{code}: the lane's process {how} after {ended.seconds:.0f} s ({hint})"),
+            "next_unblock_action": one_line(f"look at {self.run_dir / 'lane.log'}, then run it again"),
         }
         boundary = {"lane": "experimental", "promotable": False, "run_id": self.run_id}
-        try:
-            unknown = {"loss": None, "loss_first": None, "steps_done": 0, "steps_total": 0, "sanitized_logits": 0}
-            nothing = dict.fromkeys(("checkpoint_path", "checkpoint_sha256", "checkpoint_tensor_digest"))
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            times = {"started_at": stamp, "finished_at": stamp, "settings": {}}
-            status = {
-                "schema": "train_status/1",
-                **boundary,
-                "status": "failed",
-                **outcome,
-                **unknown,
-                **nothing,
-                **times,
-            }
-            write_json(self.run_dir / "train_status.json", status)
-            text = render_report({"objective_status": "failed", **outcome, **boundary})
-            atomic_write(self.run_dir / "train_report.txt", text.encode())
-        except OSError as error:
-            self._on_line(f"{self.run_dir}: no report could be written for the killed lane ({error.strerror})")
+        unknown = {"loss": None, "loss_first": None, "steps_done": 0, "steps_total": 0, "sanitized_logits": 0}
+        nothing = dict.fromkeys(("checkpoint_path", "checkpoint_sha256", "checkpoint_tensor_digest"))
+        times = {"started_at": self._started_at, "finished_at": _now(), "settings": {}}
+        schema = {"schema": "train_status/1", **boundary, "status": "failed"}
+        status = {**schema, **outcome, **unknown, **nothing, **times}
+        write_json(self._status_path, status)
+        paths = {"training_status_path": show(self._status_path), "training_status_json": json.dumps(status)}
+        text = render_report({"objective_status": "failed", **outcome, **paths, **boundary})
+        atomic_write(self.run_dir / "train_report.txt", text.encode())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _number(text: str | None, otherwise: float) -> float:
+    """A setting's value as a positive, finite number, or ``otherwise``."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return otherwise
+    return value if 0 < value < 1e9 else otherwise
 
 
 def run_lane(

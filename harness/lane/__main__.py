@@ -10,22 +10,25 @@ import argparse
 import contextlib
 import errno
 import faulthandler
-import fcntl
+import glob
+import io
 import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any, TextIO
 
-from harness.lane.audio import is_lfs_pointer, show
 from harness.lane.errors import EXIT_CODES, LaneError
-from harness.lane.files import TEMPORARY_PREFIX, atomic_write, write_json
+from harness.lane.files import TEMPORARY_PREFIX, atomic_write, is_lfs_pointer, show, write_json
+from harness.lane.lock import Busy, owned
 from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
@@ -49,6 +52,8 @@ class Run:
         self.step = "settings"
         self.started_at = now()
         self.owns_run_dir = False
+        self.settings_refused = False  # settings are then the defaults, in the folder that the run was to use
+        self.reserve: bytes | None = bytes(4_000_000)  # let go of at the end, so that a run out of memory can say so
         self.values: dict[str, Any] = {"lane": "experimental", "promotable": False}
         self.loss: float | None = None
         self.loss_first: float | None = None
@@ -58,6 +63,7 @@ class Run:
 
     def enter(self, step: str) -> None:
         """Note and show which step of the lane begins."""
+        go_on()
         self.step = step
         log.info("step %s", step)
         say(f"STEP {step}")
@@ -69,16 +75,28 @@ def now() -> str:
 
 def say(line: str) -> None:
     """One line on stdout, at once. A reader who went away is no reason to fail."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
+    _print(line, sys.stdout)
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    _print(f"FAILED {one_line(line)}", sys.stderr)
+
+
+def _print(line: str, stream: TextIO) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        # What could not be written stays in Python's buffer, and would end the process with another exit code.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except ValueError:  # the stream is closed
+        pass
 
 
 def run_lane(settings: Settings, run: Run) -> None:
     """The lane, in the order in which data flows. Raises LaneError (or anything else) on the way; returns when
     completed."""
-    run.enter("reset")
-    reset(settings)
-
     run.enter("preflight")
     from harness.lane.preflight import check_narration
 
@@ -121,7 +139,7 @@ def run_lane(settings: Settings, run: Run) -> None:
     codec = model.compression_model
     small = sum(parameter.numel() for parameter in codec.parameters()) < 5_000_000
     codec.to(torch.float64 if small and settings.device == "cpu" else torch.float32)
-    tokens = tokenise(settings, manifest, codec, lambda done, total: say(f"TOKENS {done} {total}"))
+    tokens = tokenise(settings, manifest, codec, lambda done, total: go_on(f"TOKENS {done} {total}"))
     write_tokens(settings.tokens_path, tokens)
     run.values["tokens_digest"] = tokens.digest()
 
@@ -161,7 +179,7 @@ def run_lane(settings: Settings, run: Run) -> None:
         def progress(done: int, total: int, loss: float) -> None:
             run.steps_done, run.loss = done, loss
             run.loss_first = loss if run.loss_first is None else run.loss_first
-            say(f"PROGRESS {done} {total} LOSS {loss:.6f}")
+            go_on(f"PROGRESS {done} {total} LOSS {loss:.6f}")
 
         result = train(settings, model, adapters, tokens, trace, progress)
     run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized
@@ -179,69 +197,86 @@ def pin_process(settings: Settings) -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def reset(settings: Settings) -> None:
-    """Remove what earlier runs left, as CLEAR_PREVIOUS_ARTIFACTS and RESET_TRAIN_OUTPUTS say: files the lane writes,
-    by name, and its temporary files of runs that were killed. Nothing else is touched."""
+def begin(settings: Settings, run: Run) -> None:
+    """Remove what earlier runs left, and write status and report of a run that has not ended.
+
+    Whatever ends this process from here on, those two say that nothing was completed. Removed are files the lane
+    writes, by name, as CLEAR_PREVIOUS_ARTIFACTS and RESET_TRAIN_OUTPUTS say, and temporary files of runs that were
+    killed. Nothing else is touched.
+    """
+    run.step = "reset"
     doomed: list[Path] = []
     if settings.clear_previous_artifacts:
         doomed += [settings.report_path, settings.environment_path]
     if settings.reset_train_outputs:
         doomed += [settings.status_path, settings.tokens_path, settings.trace_path]
         doomed += [settings.checkpoint_path, settings.checkpoint_float64_path, settings.checkpoint_sidecar_path]
-    folders = [settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir]
-    for folder in folders:
-        if folder.is_relative_to(settings.run_dir):
-            doomed += folder.glob(f"{TEMPORARY_PREFIX}*")
+    for folder in (settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir):
+        doomed += folder.glob(f"{TEMPORARY_PREFIX}*")
+    doomed += settings.status_path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(settings.status_path.name)}")
     for path in doomed:
         path.unlink(missing_ok=True)
+    cause = f"the run of process {os.getpid()} has not ended: it is running, or it was killed"
+    unended = LaneError("lane_process", "run_not_ended", cause, "wait for it, or run it again", status="interrupted")
+    write_status(settings, run, unended)
+    atomic_write(settings.report_path, report_text(run, unended).encode())
 
 
 @contextlib.contextmanager
 def locked(settings: Settings) -> Iterator[None]:
-    """Own the run directory while the block runs. The kernel lets go of the lock when its owner dies, however it dies.
+    """Own the run directory, and the staging folder where that lies elsewhere, while the block runs.
 
-    Raises LaneError if the directory cannot be used, or if a living run owns it: with that run's pid, and since when.
+    Raises LaneError if a folder cannot be used, or if a living run owns it: with that run's pid, and since when.
     """
-    path = settings.run_dir / ".lane.lock"
-    try:
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        file: IO[str] = path.open("a+", encoding="ascii")
-    except OSError as error:
-        cause = f"{show(settings.run_dir)}: cannot be used as the run directory ({error.strerror})"
-        raise LaneError(
-            "run_directory", "run_directory_unusable", cause, "set LANE_RUN_DIR to a folder you can write to"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = " ".join(file.read(200).split()) or "an unknown process"
-            cause = f"{show(settings.run_dir)}: in use by {owner}"
-            action = "wait for it to end, or set LANE_RUN_DIR to another folder"
-            raise LaneError("run_directory", "run_directory_busy", cause, action) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} since {now()}\n")
-        file.flush()
+    folders = {"LANE_RUN_DIR": settings.run_dir}
+    if not settings.audio_dir.is_relative_to(settings.run_dir):
+        folders["KNOWLEDGE_AUDIO_DIR"] = settings.audio_dir
+    with contextlib.ExitStack() as held:
+        for name, folder in folders.items():
+            action = f"set {name} to a folder you can write to"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(owned(folder))
+            except Busy as owner:
+                cause = f"{show(folder)}: in use by {owner}"
+                action = f"wait for it to end, or set {name} to another folder"
+                raise LaneError("run_directory", "run_directory_busy", cause, action) from None
+            except OSError as error:
+                cause = f"{show(folder)}: cannot be used as {name} ({error.strerror})"
+                raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
         yield
 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log, warnings and the stacks of a crash go to ``path``, and not to the terminal."""
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root = logging.getLogger()
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-        logging.captureWarnings(True)
-        faulthandler.enable(file)
-        try:
-            yield
-        finally:
-            faulthandler.disable()
-            root.removeHandler(handler)
+    """Log, warnings, errors that Python cannot raise, and the stacks of a crash go to ``path``, not to the terminal.
+
+    A log that can no longer be written (a full disk) is no reason to fail, and nothing to show a traceback for.
+    """
+    logging.raiseExceptions = False
+    file = path.open("w", encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    faulthandler.enable(file)
+    sys.unraisablehook = lambda what: log.error("ignored in %r: %r", what.object, what.exc_value)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
+        faulthandler.disable()
+        root.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+OUT_OF_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map", re.I
+)
+OUT_OF_DESCRIPTORS = re.compile("too many open files", re.I)
 
 
 def failure_of(error: BaseException, run: Run) -> LaneError:
@@ -259,23 +294,24 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
         action = "set LANE_TIMEOUT_S higher, or LANE_STEPS lower"
         return LaneError(run.step, "time_limit", cause, action, status="failed", exit_code=4)
     text = " ".join(str(error).split())[:300]
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+    number = error.errno if isinstance(error, OSError) else None
+    where = f"{show(Path(os.fsdecode(error.filename)))}: " if isinstance(error, OSError) and error.filename else ""
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or OUT_OF_MEMORY.search(text):
+        code, action = "out_of_memory", "set LANE_BATCH lower, or free memory"
         cause = f"out of memory in step {run.step} ({text or 'no more could be had'})"
-        return LaneError(
-            run.step, "out_of_memory", cause, "set LANE_BATCH lower, or free memory", status="failed", exit_code=1
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        where = f"{show(Path(error.filename))}: " if error.filename else ""
-        cause = f"{where}no room to write ({error.strerror}) in step {run.step}"
-        return LaneError(run.step, "disk_full", cause, "free space, or set LANE_RUN_DIR", status="failed", exit_code=1)
-    if isinstance(error, OSError):
-        where = f"{show(Path(os.fsdecode(error.filename)))}: " if error.filename else ""
+    elif number in (errno.EMFILE, errno.ENFILE) or OUT_OF_DESCRIPTORS.search(text):
+        code, action = "too_many_open_files", "raise the limit (ulimit -n), and run it again"
+        cause = f"{where}no more files can be opened in step {run.step} ({text})"
+    elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        code, action = "disk_full", "free space, or set LANE_RUN_DIR"
+        cause = f"{where}no room to write ({os.strerror(number or 0)}) in step {run.step}"
+    elif isinstance(error, OSError):
+        code, action = "system_error", "look at lane.log"
         cause = f"{where}{error.strerror or text} in step {run.step}"
-        return LaneError(run.step, "system_error", cause, "look at lane.log", status="failed", exit_code=1)
-    cause = f"{type(error).__name__} in step {run.step}: {text}"
-    return LaneError(
-        run.step, "internal_error", cause, "look at lane.log; it has the traceback", status="failed", exit_code=1
-    )
+    else:
+        code, action = "internal_error", "look at lane.log; it has the traceback"
+        cause = f"{type(error).__name__} in step {run.step}: {text}"
+    return LaneError(run.step, code, cause, action, status="failed", exit_code=1)
 
 
 def as_json_number(value: float | None) -> float | str | None:
@@ -285,7 +321,6 @@ def as_json_number(value: float | None) -> float | str | None:
 
 def write_status(settings: Settings, run: Run, failure: LaneError | None) -> None:
     """Write ``train_status.json``, atomically; raises OSError."""
-    loss = getattr(failure, "loss", None)
     status = {
         "schema": "train_status/1",
         "run_id": settings.run_id,
@@ -295,17 +330,17 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
         "first_failed_step": failure.step if failure else "none",
         "root_cause": one_line(f"{failure.code}: {failure.cause}") if failure else "none",
         "next_unblock_action": one_line(failure.action) if failure else "none",
-        "loss": as_json_number(run.loss if loss is None else loss),
+        "loss": as_json_number(run.loss),
         "loss_first": as_json_number(run.loss_first),
         "steps_done": run.steps_done,
-        "steps_total": settings.steps,
+        "steps_total": 0 if run.settings_refused else settings.steps,
         "sanitized_logits": run.sanitized,
-        "checkpoint_path": str(settings.checkpoint_path) if run.checkpoint else None,
+        "checkpoint_path": show(settings.checkpoint_path) if run.checkpoint else None,
         "checkpoint_sha256": run.checkpoint["sha256"] if run.checkpoint else None,
         "checkpoint_tensor_digest": run.checkpoint["tensor_digest"] if run.checkpoint else None,
         "started_at": run.started_at,
         "finished_at": now(),
-        "settings": settings.meaning(),
+        "settings": {} if run.settings_refused else settings.meaning(),
     }
     write_json(settings.status_path, status)
 
@@ -329,6 +364,10 @@ def report_text(run: Run, failure: LaneError | None) -> str:
     settings = run.settings
     if settings is None:
         return render_report(values)
+    if run.settings_refused:
+        values |= {"training_status_path": show(settings.status_path), "run_id": settings.run_id}
+        values |= {"training_status_json": _status_json(settings, run), "log_path": show(settings.log_path)}
+        return render_report(values)
     audio, checkpoint = settings.audio_path, settings.checkpoint_path
     with contextlib.suppress(OSError, ValueError):
         values |= {"audio_path": show(audio), "audio_exists": audio.exists(), "audio_is_lfs_pointer": False}
@@ -339,7 +378,7 @@ def report_text(run: Run, failure: LaneError | None) -> str:
         "manifest_path": show(settings.manifest_path),
         "manifest_exists": settings.manifest_path.exists(),
         "training_status_path": show(settings.status_path),
-        "training_status_json": None,
+        "training_status_json": _status_json(settings, run),
         "checkpoint_path": show(checkpoint),
         "checkpoint_exists": run.checkpoint is not None,
         "checkpoint_size_bytes": run.checkpoint["bytes"] if run.checkpoint else 0,
@@ -357,10 +396,16 @@ def report_text(run: Run, failure: LaneError | None) -> str:
         "log_path": show(settings.log_path),
     }
     values.setdefault("manifest_entry_count", 0)
-    if run.owns_run_dir:
-        with contextlib.suppress(OSError, ValueError):
-            values["training_status_json"] = json.dumps(json.loads(settings.status_path.read_bytes()))
     return render_report(values)
+
+
+def _status_json(settings: Settings, run: Run) -> str | None:
+    """The status file on one line; None where it is not this run's, or cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        if run.owns_run_dir:
+            status = json.loads(settings.status_path.read_bytes())
+            return json.dumps(status) if status["run_id"] == settings.run_id else None
+    return None
 
 
 def gpu_available() -> bool:
@@ -374,40 +419,97 @@ def gpu_available() -> bool:
 def finish(run: Run, error: BaseException | None) -> int:
     """Write status and report, print the report, and return the exit code. Goes on where a part of it cannot be
     done."""
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-        signal.signal(signum, signal.SIG_IGN)  # the run is over; it ends within a moment, and in order
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    listen(False)
+    run.reserve = None
     failure = failure_of(error, run) if error else None
-    settings = run.settings
     if error is not None:
+        run.loss = run.loss if getattr(error, "loss", None) is None else getattr(error, "loss", None)
+        run.sanitized = getattr(error, "sanitized", run.sanitized)
         log.error("the run ended early in step %s", run.step, exc_info=error)
+        traceback.clear_frames(error.__traceback__)  # the tensors and files that the frames still hold
+    settings = run.settings
+    text = ""
     if settings and run.owns_run_dir:
         try:
             write_status(settings, run, failure)
         except OSError as trouble:
             failure = failure or failure_of(trouble, run)
-            complain(f"{show(settings.status_path)}: the status could not be written ({trouble.strerror})")
-    text = report_text(run, failure)
-    if settings and run.owns_run_dir:
+            _not_written(settings.status_path, "status", trouble, settings)
+        text = report_text(run, failure)
         try:
             atomic_write(settings.report_path, text.encode())
         except OSError as trouble:
             failure = failure or failure_of(trouble, run)
-            complain(f"{show(settings.report_path)}: the report could not be written ({trouble.strerror})")
+            _not_written(settings.report_path, "report", trouble, settings)
+            text = ""
+    text = text or report_text(run, failure)
     if failure:
         complain(f"{failure.step}: {failure.code}: {failure.cause}")
     say("\n" + text.rstrip())
     return failure.exit_code if failure else 0
 
 
-def complain(line: str) -> None:
-    """One line on stderr."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"FAILED {one_line(line)}", file=sys.stderr, flush=True)
+def _not_written(path: Path, what: str, trouble: OSError, settings: Settings) -> None:
+    """Say so on stderr; and an earlier run's file must not stay in its place and be taken for this one's."""
+    complain(f"{show(path)}: the {what} could not be written ({trouble.strerror})")
+    with contextlib.suppress(OSError):
+        if settings.run_id.encode() not in path.read_bytes():
+            path.unlink()
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+_requests: list[int] = []  # signals that asked this process to stop
+
+
+def listen(on: bool) -> None:
+    """Let signals stop the run, or (at its end, which takes a moment and is kept in order) ignore them."""
+    if not on:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    for signum in SIGNALS:
+        # Who started the lane with nohup does not want it to end with the terminal.
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _stop if on else signal.SIG_IGN)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    _requests.append(signum)
     raise Stopped(signum)
+
+
+def go_on(line: str | None = None) -> None:
+    """Say ``line``, unless the run was asked to stop: an exception that a signal raises within a destructor is
+    swallowed by Python, and must not be lost."""
+    if line is not None:
+        say(line)
+    if _requests:
+        raise Stopped(_requests[0])
+
+
+def prepare_streams() -> None:
+    """Make sure that 0, 1 and 2 are open (else a file of the run would get such a number, and a library's chatter),
+    and that any text can be printed."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def settings_of(environment: Mapping[str, str], run: Run) -> Settings:
+    """The settings. Raises LaneError; ``run`` then has defaults that tell where its status and report belong."""
+    try:
+        return read_settings(environment)
+    except LaneError:
+        run.settings_refused = True
+        places = ("LANE_RUN_DIR", "TRAIN_STATUS_PATH", "LANE_RUN_ID")
+        for count in (3, 2, 1):
+            with contextlib.suppress(LaneError):
+                run.settings = read_settings({k: environment[k] for k in places[:count] if k in environment})
+                break
+        raise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -424,23 +526,30 @@ def main(arguments: list[str] | None = None) -> int:
     if parser.parse_args(arguments).settings_table:
         print(settings_table())
         return 0
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-        signal.signal(signum, _stop)
+    prepare_streams()
+    _requests.clear()
     run = Run(None)
-    try:
-        settings = run.settings = read_settings(os.environ)
-        pin_process(settings)
-        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s)
-        with locked(settings):
-            run.owns_run_dir = True
-            with logging_to(settings.log_path):
-                try:
-                    run_lane(settings, run)
-                except BaseException as error:
-                    return finish(run, error)
-                return finish(run, None)
-    except BaseException as error:
-        return finish(run, error)
+    ended: BaseException | None = None
+    with contextlib.ExitStack() as held:
+        try:
+            listen(True)
+            try:
+                settings = run.settings = settings_of(os.environ, run)
+                pin_process(settings)
+            finally:
+                if run.settings:
+                    held.enter_context(locked(run.settings))
+                    run.owns_run_dir = True
+            # Repeated, because one that comes within a destructor is swallowed.
+            signal.setitimer(signal.ITIMER_REAL, settings.timeout_s, 1.0)
+            held.enter_context(logging_to(settings.log_path))
+            begin(settings, run)
+            run_lane(settings, run)
+            go_on()
+            listen(False)
+        except BaseException as error:
+            ended = error
+        return finish(run, ended)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harness.lane.adapter import BLOCKS, TAPS
+from harness.lane.errors import LaneError
 from harness.lane.files import atomic_write, file_sha256, write_json
 from harness.lane.settings import Settings
 from harness.numerics.digest import tensor_digest
@@ -27,9 +28,15 @@ def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float6
 
     Float32, whatever the lane computed in; ``keep_float64`` also writes the values before that rounding, from which a
     baseline finds the positions that lie near a rounding boundary. No time and no run id is inside the ``.pt``.
+    Raises LaneError (exit code 2) before anything is written if a value is not finite in float32.
     """
     path = settings.checkpoint_path
     tensors = adapter_tensors(adapters, torch.float32)
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            cause = f"parameter {name} is not finite in float32 (float64 reaches further); largest float32: 3.4e38"
+            action = "look at trace.jsonl; a smaller LANE_LEARNING_RATE is the usual mend"
+            raise LaneError("checkpoint", "non_finite", cause, action, status="failed", exit_code=2)
     if keep_float64:
         atomic_write(
             settings.checkpoint_float64_path, _serialise({"adapter": adapter_tensors(adapters, torch.float64)})

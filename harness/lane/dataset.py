@@ -12,12 +12,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from harness.lane.audio import SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio, show
+from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
 from harness.lane.errors import LaneError
-from harness.lane.files import TEMPORARY_PREFIX, file_sha256, write_json
+from harness.lane.files import TEMPORARY_PREFIX, file_sha256, show, write_json
 from harness.lane.settings import Settings
 
 SCHEMA = "voice_dataset/1"
+LARGEST_MANIFEST = 100_000_000  # bytes; a longer one is cut, and then no JSON
 
 
 def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]:
@@ -29,6 +30,18 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
     what is trained on. Raises LaneError (step ``prepare``) for a bad file, or when no file is left.
     """
     sources = find_audio(settings)
+    staging = settings.audio_dir.resolve()
+    for source in sources:
+        # What an earlier run staged is removed below: it must not be the recording itself.
+        if source.resolve().is_relative_to(staging):
+            found = f"lies in {show(settings.audio_dir)}, where the lane stages its copies and removes them"
+            raise bad_audio(
+                source,
+                "audio_in_staging",
+                found,
+                "move it out, or set KNOWLEDGE_AUDIO_DIR to another folder",
+                "prepare",
+            )
     remove_staged(settings)
     settings.audio_dir.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
@@ -112,6 +125,9 @@ def find_audio(settings: Settings) -> list[Path]:
     for folder, names, files in os.walk(root, onerror=unreadable):
         here = Path(folder)
         names[:] = [name for name in names if (here / name).resolve() not in (staging, run_dir)]
+        if settings.manifest_path.name in files and here != root:
+            names.clear()  # where another run staged its copies: each recording would count twice
+            continue
         for name in [*names, *files]:
             path = here / name
             if path.is_symlink() and (name in names or path.suffix.lower() in SUFFIXES):
@@ -157,15 +173,20 @@ def _check_link(path: Path, root: Path) -> None:
 def remove_staged(settings: Settings) -> None:
     """Remove what an earlier run staged: the targets its manifest lists, where they lie in the staging folder, and no
     more."""
+    names: list[Any] = []
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        for entry in json.loads(settings.manifest_path.read_bytes())["entries"]:
-            name = entry["target"]
-            if re.fullmatch(r"[0-9a-f]{12}-[^/\0]+", name) and stat.S_ISREG(
-                (settings.audio_dir / name).lstat().st_mode
-            ):
+        names = [entry["target"] for entry in json.loads(settings.manifest_path.read_bytes())["entries"]]
+    for name in names:
+        with contextlib.suppress(OSError):
+            if _is_staged_name(name) and stat.S_ISREG((settings.audio_dir / name).lstat().st_mode):
                 (settings.audio_dir / name).unlink()
     with contextlib.suppress(OSError):
         settings.manifest_path.unlink()
+
+
+def _is_staged_name(name: object) -> bool:
+    """Whether ``name`` is one that `_stage` gives: a file in the staging folder itself, and nowhere else."""
+    return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}-[A-Za-z0-9._-]+", name) is not None
 
 
 def _stage(settings: Settings, source: Path, facts: AudioFacts) -> dict[str, Any]:
@@ -183,10 +204,15 @@ def _stage(settings: Settings, source: Path, facts: AudioFacts) -> dict[str, Any
     temporary = settings.audio_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{digest[:12]}"
     temporary.unlink(missing_ok=True)
     try:
-        temporary.hardlink_to(real)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(real, temporary)
-    temporary.replace(target)
+        try:
+            temporary.hardlink_to(real)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(real, temporary)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     return {
         "source": show(source),
         "target": name,
@@ -203,26 +229,49 @@ def read_manifest(settings: Settings) -> dict[str, Any]:
     """The manifest of an earlier ``prepare`` (RUN_PREPARE=0), its files checked. Raises LaneError (step
     ``prepare``)."""
     again = "run once with RUN_PREPARE=1 and CLEAR_PREVIOUS_ARTIFACTS=0"
+
+    def refuse(code: str, cause: str) -> LaneError:
+        return LaneError("prepare", code, cause, again)
+
     try:
-        manifest: dict[str, Any] = json.loads(settings.manifest_path.read_bytes())
-        entries = manifest["entries"]
-        names = [entry["target"] for entry in entries]
-        if manifest["schema"] != SCHEMA or not entries or any(Path(name).name != name for name in names):
-            raise ValueError("not a manifest of this schema")
-        digests = [file_sha256(settings.audio_dir / name) for name in names]
+        with settings.manifest_path.open("rb") as file:
+            found = json.loads(file.read(LARGEST_MANIFEST))
+        if found["schema"] != SCHEMA or not found["entries"]:
+            raise ValueError("not a manifest of this schema with at least one entry")
+        entries = [_checked_entry(entry) for entry in found["entries"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        cause = f"{show(settings.manifest_path)}: cannot be used ({' '.join(str(error).split())})"
-        raise LaneError("prepare", "manifest_unusable", cause, again) from None
-    for entry, digest in zip(entries, digests, strict=True):
-        if entry["sha256"] != digest:
-            where = show(settings.audio_dir / entry["target"])
-            cause = f"{where}: its SHA-256 is {digest}, the manifest says {entry['sha256']}"
-            raise LaneError("prepare", "manifest_stale", cause, again)
-    manifest |= {
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise refuse("manifest_unusable", f"{show(settings.manifest_path)}: cannot be used ({reason})") from None
+    for entry in entries:
+        path = settings.audio_dir / entry["target"]
+        if path.is_symlink():
+            raise refuse("manifest_stale", f"{show(path)}: is a link, and the lane stages files")
+        facts = inspect_audio(path, "prepare")
+        decoded = {"sample_rate": facts.sample_rate, "channels": facts.channels, "frames": facts.frames}
+        for key, value in {"bytes": path.stat().st_size, "sha256": file_sha256(path), **decoded}.items():
+            if entry[key] != value:
+                raise refuse("manifest_stale", f"{show(path)}: its {key} is {value}, the manifest says {entry[key]}")
+    manifest = {
+        "schema": SCHEMA,
         "run_id": settings.run_id,
         "lane": "experimental",
         "promotable": False,
-        "dataset_digest": dataset_digest(digests),
+        "dataset_digest": dataset_digest([entry["sha256"] for entry in entries]),
+        "entries": entries,
+        "skipped": [],
     }
     write_json(settings.manifest_path, manifest)
     return manifest
+
+
+def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """One entry of a manifest that was read back, with its own keys only. Raises ValueError, KeyError, TypeError."""
+    if not _is_staged_name(entry["target"]):
+        raise ValueError(f"{entry['target']!r} is no name of a staged file")
+    for key, low, high in (("sample_rate", 1, 1 << 32), ("channels", 1, 1024), ("frames", 1, MAXIMUM_FRAMES)):
+        if type(entry[key]) is not int or not low <= entry[key] <= high:
+            raise ValueError(f"{key} of {entry['target']} is {entry[key]!r}")
+    if not isinstance(entry["sha256"], str) or not isinstance(entry["source"], str):
+        raise ValueError(f"source or sha256 of {entry['target']} is no text")
+    checked = {key: entry[key] for key in ("source", "target", "bytes", "sha256", "sample_rate", "channels", "frames")}
+    return {**checked, "duration_seconds": round(entry["frames"] / entry["sample_rate"], 6)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -14,12 +15,13 @@ from harness.numerics.modes import PIN_NAMES
 PACKAGES = ("torch", "numpy", "audiocraft", "soundfile", "julius", "flashy", "einops", "omegaconf", "transformers")
 
 
+@functools.cache
 def head_commit() -> str:
     """The git commit of the checkout, with ``-dirty`` where tracked files differ from it; ``unknown`` outside git."""
     try:
         command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, MemoryError, subprocess.SubprocessError):
         return "unknown"
     return result.stdout.strip()
 

@@ -29,6 +29,7 @@ EXIT_CODES = {
     2: "failed: a value that must be finite was not (hard fail)",
     3: "blocked: a setting, the audio, the model or the run directory must be put right first",
     4: "failed: the time limit was reached",
+    129: "interrupted by SIGHUP",
     130: "interrupted by SIGINT",
     143: "interrupted by SIGTERM",
 }

@@ -11,6 +11,19 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".lane-tmp-"
+LFS_MAGIC = b"version https://git-lfs"
+
+
+def show(path: Path) -> str:
+    """A path as one line of plain text, whatever bytes it holds."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file is a git-LFS pointer: a few lines of text that stand for the real file."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_MAGIC)) == LFS_MAGIC
 
 
 def atomic_write(path: Path, data: bytes) -> None:

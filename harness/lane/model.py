@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
+import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError
-from harness.lane.files import file_sha256
+from harness.lane.files import file_sha256, is_lfs_pointer, show
 from harness.lane.settings import Settings
 
 MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
@@ -28,20 +30,37 @@ def check_model_directory(directory: Path) -> tuple[str, bool]:
     needs_transformers = False
     for name in MODEL_FILES:
         path = directory / name
+
+        def refuse(code: str, found: str, action: str, path: Path = path) -> LaneError:
+            return LaneError("load_model", code, f"{show(path)}: {found}", action)
+
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise refuse("model_refused", "is no regular file", "set LANE_MODEL to an exported model")
+            if is_lfs_pointer(path):
+                raise refuse("model_is_lfs_pointer", "is a git-LFS pointer, not the model", "git lfs pull")
             package = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            config = package.get("xp.cfg", "")
-            needs_transformers |= "pretrained" in package or "t5" in str(config)
+            weights = {} if "pretrained" in package else package["best_state"]
+            for key, value in weights.items():
+                if not bool(torch.isfinite(value).all()):
+                    found = f"tensor {show(Path(key))} holds a value that is not finite"
+                    raise refuse("model_not_finite", found, "export the model again")
+            # A codec may be named instead of held: by its name on the hub, and not as a file, which could hold code.
+            named = package.get("pretrained", "facebook/encodec_32khz")
+            if not re.fullmatch(r"[\w-]+/[\w.-]+", named) or Path(named).exists():
+                found = f"names the codec {show(Path(named))}, which is no name on the hub"
+                raise refuse("model_refused", found, "export the model again, from a source you trust")
+            needs_transformers |= "pretrained" in package or "t5" in str(package.get("xp.cfg", ""))
             digests.append(file_sha256(path))
         except FileNotFoundError:
-            cause = f"{path}: there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
-            raise LaneError("load_model", "model_missing", cause, "set LANE_MODEL to an exported model") from None
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, AttributeError, KeyError) as error:
+            found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
+            raise refuse("model_missing", found, "set LANE_MODEL to an exported model") from None
+        except (LaneError, MemoryError):
+            raise
+        except Exception as error:  # a hostile pickle can make the reader raise anything
             reason = " ".join(str(error).split())[:160]
-            cause = f"{path}: refused, it cannot be read as plain tensors and values ({type(error).__name__}: {reason})"
-            raise LaneError(
-                "load_model", "model_refused", cause, "export the model again, from a source you trust"
-            ) from None
+            found = f"refused, it cannot be read as plain tensors and values ({type(error).__name__}: {reason})"
+            raise refuse("model_refused", found, "export the model again, from a source you trust") from None
     return hashlib.sha256("\n".join(digests).encode()).hexdigest(), needs_transformers
 
 
@@ -51,9 +70,14 @@ def load_model(settings: Settings, dtype: torch.dtype) -> tuple[Any, str]:
     The codec computes in float64 where the mode can afford it, see ``codec_dtype``. Raises LaneError (step
     ``load_model``).
     """
+    # Both would make torch run what a pickle asks for: this variable, and audiocraft's own way with an address.
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     directory = Path(settings.model)
     if directory.is_dir():
         digest, needs_transformers = check_model_directory(directory)
+    elif directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model):
+        cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
+        raise LaneError("load_model", "model_missing", cause, "set LANE_MODEL to an exported model")
     else:
         digest, needs_transformers = "unknown", True
     try:
@@ -77,7 +101,9 @@ def load_model(settings: Settings, dtype: torch.dtype) -> tuple[Any, str]:
     logging.getLogger("audiocraft").setLevel(logging.WARNING)
     try:
         model = MusicGen.get_pretrained(settings.model, device=settings.device)
-    except (OSError, RuntimeError, KeyError, AttributeError, ValueError, AssertionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a configuration that makes no sense leads audiocraft into
         reason = " ".join(str(error).split())[:300]
         cause = f"{settings.model}: audiocraft cannot load it ({type(error).__name__}: {reason})"
         raise LaneError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio, is_lfs_pointer
+from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.files import is_lfs_pointer
 from harness.lane.settings import Settings
 
 

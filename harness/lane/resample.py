@@ -60,13 +60,11 @@ class Resampler:
         """Output samples [start, start + count) from ``source``, which holds the source from sample ``first`` on."""
         if not self.width:
             return source[start - first : start - first + count]
-        positions = np.arange(start, start + count)
-        bases = positions * self.old // self.new - self.width - first
+        bases = np.arange(start, start + count) * self.old // self.new - self.width - first
         windows = np.lib.stride_tricks.sliding_window_view(source, 2 * self.width + 1)
         out = np.empty(count)
         # One phase at a time: the sums are plain dot products, and no array of windows is made for all phases at once.
         for phase in range(self.new):
-            rows = np.flatnonzero(positions % self.new == phase)
-            if len(rows):
-                out[rows] = windows[bases[rows]] @ self._kernels[phase]
+            rows = slice((phase - start) % self.new, None, self.new)
+            out[rows] = windows[bases[rows]] @ self._kernels[phase]
         return out

@@ -167,6 +167,11 @@ def _refuse(name: str, value: str, accepted: str) -> LaneError:
     )
 
 
+def _is_text(value: str) -> bool:
+    """Whether the bytes that an environment variable held were UTF-8 (others come as lone surrogates)."""
+    return value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value)
+
+
 class _Reader:
     """Reads typed values from an environment; an empty value counts as not set."""
 
@@ -177,6 +182,8 @@ class _Reader:
         value = self.environment.get(name, "")
         if "\0" in value or ("\n" in value and name.startswith("LANE_")):
             raise _refuse(name, value, "one line of text")
+        if name in ("LANE_DESCRIPTION", "LANE_RUN_ID") and not _is_text(value):
+            raise _refuse(name, value, "text in UTF-8")
         return value or default
 
     def flag(self, name: str, default: bool) -> bool:

@@ -118,6 +118,20 @@ def tokenise(
             for start, samples in read_chunks(path, rate, chunk, stride, entry["frames"]):
                 yield entry["sha256"], start, samples
 
+    def check_latent(module: Any, arguments: Any, latent: torch.Tensor) -> None:
+        # The nearest codebook entry of a NaN is some entry: without this, the tokens would look like any others.
+        if not bool(torch.isfinite(latent).all()):
+            near = f"{sources[-len(waiting)][0][:12]} from sample {sources[-len(waiting)][1]:,} on"
+            raise LaneError(
+                "tokenise",
+                "non_finite",
+                f"the codec's encoder gave a value that is not finite, in audio {near}",
+                "look for damage in the model's compression_state_dict.bin",
+                status="failed",
+                exit_code=2,
+            )
+
+    watch = (codec.encoder if hasattr(codec, "encoder") else codec.model.encoder).register_forward_hook(check_latent)
     codes: list[torch.Tensor] = []
     sources: list[tuple[str, int]] = []
     waiting: list[NDArray[np.float64]] = []
@@ -130,6 +144,7 @@ def tokenise(
                 codes.append(codec.encode(wave.expand(-1, codec.channels, -1))[0].cpu())
             waiting.clear()
             report(len(sources), total)
+    watch.remove()
     return TokenSet(torch.cat(codes), sources)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -58,8 +59,14 @@ class Trace:
     def publish(self) -> Path:
         """Flush to the disk and rename to the final name. Safe to call twice."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self._path)
+            try:
+                with self._file:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                self._temporary.replace(self._path)
+            except BaseException:
+                # A trace that ends in the middle of a line would be a lie; closed, so that nothing is flushed later.
+                with contextlib.suppress(OSError):
+                    self._temporary.unlink()
+                raise
         return self._path

@@ -39,7 +39,7 @@ class TrainResult:
 class NonFiniteError(LaneError):
     """A value that must be finite was not: the hard fail, exit code 2."""
 
-    def __init__(self, place: str, step: int, value: str, loss: float | None = None) -> None:
+    def __init__(self, place: str, step: int, value: str, loss: float | None = None, sanitized: int = 0) -> None:
         super().__init__(
             "train",
             "non_finite",
@@ -49,6 +49,7 @@ class NonFiniteError(LaneError):
             exit_code=2,
         )
         self.loss = loss
+        self.sanitized = sanitized
 
 
 def chunk_order(settings: Settings, chunks: int) -> Iterator[list[int]]:
@@ -84,16 +85,38 @@ def train(
     ``model``: audiocraft's MusicGen, frozen, its LM in the dtype of the mode. ``progress(done, total, loss)`` is
     called after each step. Raises NonFiniteError (exit code 2) at the first value that must be finite and is not.
     """
-    step = 0
+    step, sanitized, first_loss, loss_value = 0, 0, math.nan, math.nan
     device = settings.device
 
     def watch(place: str, value: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(place, step, _first_non_finite(value))
+            raise NonFiniteError(place, step, _first_non_finite(value), sanitized=sanitized)
 
-    def loss_of(codes: Tensor) -> Loss:
+    def finite_norms(what: str, tensors: dict[str, Tensor]) -> dict[str, float]:
+        """The norm of each tensor; it is finite only if every element is."""
+        values = norms(tensors)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                whole = bool(torch.isfinite(tensors[name]).all())
+                found = f"{value} (its norm; every element is finite)" if whole else _first_non_finite(tensors[name])
+                raise NonFiniteError(f"{what} {name}", step, found, loss_value, sanitized)
+        return values
+
+    def loss_of(codes: Tensor, what: str = "") -> Loss:
+        """The loss of one batch. Every replaced logit counts, also where nothing is trained: a finite loss over
+        replaced logits is no result."""
+        nonlocal sanitized
         output = model.lm.compute_predictions(codes, [], conditions)
-        return masked_cross_entropy(output.logits, codes, output.mask)
+        loss = masked_cross_entropy(output.logits, codes, output.mask)
+        value = loss.total.item()
+        sanitized += int(loss.replaced)
+        if sanitized > settings.max_sanitized:
+            found = _first_non_finite(output.logits, output.mask[..., None])
+            found += f", one of {int(loss.replaced)} in {int(loss.valid.sum()) * model.lm.card} valid values,"
+            raise NonFiniteError(f"logits{what}", step, found, value, sanitized)
+        if not math.isfinite(value):
+            raise NonFiniteError(f"loss{what}", step, str(value), value, sanitized)
+        return loss
 
     conditions = condition_tensors(model, settings.description, settings.batch)
     order = chunk_order(settings, len(tokens.codes))
@@ -113,16 +136,13 @@ def train(
     chunks = next(order)
     first_codes = tokens.codes[chunks].to(device)
     with torch.no_grad():
-        without = loss_of(first_codes).total.item()
+        without = loss_of(first_codes, " without adapters").total.item()
     hook = attach(model.lm, adapters, watch)
-    sanitized, first_loss, loss_value = 0, math.nan, math.nan
     for step in range(1, settings.steps + 1):
         codes = tokens.codes[chunks].to(device)
 
         loss = loss_of(codes)
         loss_value = loss.total.item()
-        replaced = int(loss.replaced)
-        sanitized += replaced
         if step == 1:
             first_loss = loss_value
             trace.write(
@@ -133,21 +153,14 @@ def train(
                 loss=hex_float(first_loss),
                 param=hex_norms(norms(parameters)),
             )
-        if sanitized > settings.max_sanitized:
-            found = f"non-finite in {replaced} of the {int(loss.valid.sum()) * model.lm.card} valid values"
-            raise NonFiniteError("logits", step, found, loss_value)
-        if not math.isfinite(loss_value):
-            raise NonFiniteError("loss", step, str(loss_value), loss_value)
 
         optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
-        gradients = norms({name: _gradient(name, parameter) for name, parameter in parameters.items()})
-        _check_norms("gradient of", gradients, step, loss_value)
+        gradients = finite_norms("gradient of", {name: _gradient(name, p) for name, p in parameters.items()})
 
         optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
         optimizer.step()
-        values = norms({name: parameter.detach() for name, parameter in parameters.items()})
-        _check_norms("parameter", values, step, loss_value)
+        values = finite_norms("parameter", {name: p.detach() for name, p in parameters.items()})
 
         sketched = {"sketch": sketches(adapters)} if step in sketched_steps else {}
         trace.write(
@@ -158,7 +171,7 @@ def train(
             loss=hex_float(loss_value),
             loss_by_codebook=[hex_float(v) for v in loss.by_codebook.tolist()],
             valid=loss.valid.tolist(),
-            sanitized=replaced,
+            sanitized=int(loss.replaced),
             grad=hex_norms(gradients),
             param=hex_norms(values),
             **sketched,
@@ -167,10 +180,8 @@ def train(
         chunks = next(order)
 
     with torch.no_grad():
-        trained = loss_of(first_codes)
+        trained = loss_of(first_codes, " of the trained adapters")
     hook.remove()
-    if not math.isfinite(trained.total.item()):
-        raise NonFiniteError("loss of the trained adapters", step, str(trained.total.item()), loss_value)
     trace.write(
         "end",
         steps=settings.steps,
@@ -206,13 +217,8 @@ def _gradient(name: str, parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _check_norms(what: str, values: dict[str, float], step: int, loss: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{what} {name}", step, str(value), loss)
-
-
-def _first_non_finite(value: Tensor) -> str:
-    flat = value.detach().flatten()
-    index = int(torch.nonzero(~torch.isfinite(flat))[0])
-    return f"{flat[index].item()} (element {index} of {list(value.shape)})"
+def _first_non_finite(value: Tensor, among: Tensor | None = None) -> str:
+    """The first value that is not finite, and where it is; ``among`` (bool) says where to look."""
+    bad = ~torch.isfinite(value.detach())
+    index = torch.nonzero(bad if among is None else bad & among)[0]
+    return f"{value[tuple(index)].item()} (at {index.tolist()} of {list(value.shape)})"
