@@ -193,7 +193,7 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ignores", ["", "trap '' TERM; "])
 def test_a_command_is_given_up_with_all_it_started(tmp_path: Path, ignores: str) -> None:
     marker = tmp_path / "pid"
-    script = f"({ignores}sleep 100; sleep 100) & echo $! > {marker}; echo ready; wait"
+    script = f"({ignores}echo $BASHPID > {marker}; echo ready; sleep 100) & wait"
     done = run_command(
         ["bash", "-c", script],
         SetupLog(),
