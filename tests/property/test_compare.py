@@ -109,7 +109,7 @@ def test_a_result_equals_itself_under_every_rule(seed: int, rule: Rule) -> None:
 @given(st.integers(0, 50), st.sampled_from(LOSS_FIELDS), st.integers(0, STEPS - 1), RULES, st.floats(-3, 3))
 def test_a_loss_is_red_exactly_beyond_the_tolerance(seed: int, field: str, step: int, rule: Rule, power: float) -> None:
     expected = result_of(seed)
-    relative = max(rule.loss, 1e-13) * 10.0**power
+    relative = max(rule.loss, 1e-11) * 10.0**power
     obtained = with_loss(expected, field, step, lambda loss: loss * (1 + relative))
     if abs(power) > 0.01:
         assert red(obtained, expected, rule) == (power > 0 or rule is BITS)
