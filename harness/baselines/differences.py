@@ -118,15 +118,21 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
     yield text("tokens", 0, "tokens", "tokens digest", obtained.tokens_digest, expected.tokens_digest)
     yield text("loss", 0, "start", "digest of the frozen model", obtained.base_digest, expected.base_digest)
     yield from norm_items(0, "start", "initial value", obtained.start_param, expected.start_param)
+    pairs = list(zip(obtained.steps, expected.steps, strict=False))
+    # The losses before the first step are those of its batch: where that is another, so are they.
+    for a, b in pairs[:1]:
+        yield text("loss", b.step, "data", f"order of chunks, step {b.step}", a.chunks, b.chunks)
+        yield text("loss", b.step, "tokens", f"digest of the batch, step {b.step}", a.batch, b.batch)
     for name in sorted(set(obtained.start_losses) | set(expected.start_losses)):
         label = {"loss": "loss before the first step", "loss_without_adapters": "loss without adapters"}.get(name, name)
         yield loss(0, "start", label, obtained.start_losses.get(name), expected.start_losses.get(name))
 
     scales = _scales(expected)
-    for a, b in zip(obtained.steps, expected.steps, strict=False):
+    for index_of_pair, (a, b) in enumerate(pairs):
         where = f", step {b.step}"
-        yield text("loss", b.step, "data", f"order of chunks{where}", a.chunks, b.chunks)
-        yield text("loss", b.step, "tokens", f"digest of the batch{where}", a.batch, b.batch)
+        if index_of_pair:
+            yield text("loss", b.step, "data", f"order of chunks{where}", a.chunks, b.chunks)
+            yield text("loss", b.step, "tokens", f"digest of the batch{where}", a.batch, b.batch)
         yield loss(b.step, "forward", f"loss{where}", a.loss, b.loss)
         for index, (x, y) in enumerate(itertools.zip_longest(a.by_codebook, b.by_codebook)):
             yield loss(b.step, "forward", f"loss of codebook {index}{where}", x, y)
