@@ -38,9 +38,6 @@ def train(tmp_path_factory):
         raise RuntimeError("the lane crashed")
     return toy().run(tmp_path_factory.mktemp("runs") / "run")
 
-def pytest_addoption(parser):
-    parser.addoption("--baseline-reason")
-
 @pytest.fixture(scope="session")
 def lane_run(tmp_path_factory):
     return train(tmp_path_factory)
