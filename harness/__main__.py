@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do", False),
     "explain": Command("harness.baselines.explain:main", "where two runs, checkpoints, or a baseline part", True),
     "baseline": Command("harness.baselines.cli:main", "show or list what is recorded", True),
+    "sensitivity": Command("harness.proof.sensitivity:main", "how small a change is seen; a table", True),
     "universality": Command("harness.proof.universality:main", "prove that the digest holds everywhere; a table", True),
     "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what", False),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),

@@ -127,14 +127,14 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Written by `python3 -m harness universality`; do not edit. Each row is one whole run of the shipped lane in",
         "universal mode, compared with the recorded baseline. *Drift*: the largest difference of a float64",
-        "parameter from an unpinned run on the machine that made the table. *Flips*: float32 parameters that came",
+        "parameter from an unpinned run on the machine that made it. *Flips*: float32 parameters that came",
         "out rounded the other way; all of them are positions that the baseline lists as guarded, or the verdict",
         "would not be `match`. *Loss*: the largest relative difference.",
         "",
-        f"{passed} of {len(rows)} match. Largest drift {worst:.2g}, which is {worst / GUARD:.2g} of the guard ({GUARD:g});",
+        f"{passed} of {len(rows)} match. Largest drift {worst:.2g}, {worst / GUARD:.2g} of the guard ({GUARD:g});",
         "the bar is 0.1.",
         "",
-        "| case | verdict | digest | tokens | loss curve | drift | drift / guard | flips | loss | class | torch | when |",
+        "| case | verdict | digest | tokens | loss curve | drift | of guard | flips | loss | class | torch | when |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
