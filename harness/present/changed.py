@@ -54,7 +54,7 @@ RULES = (
         ("harness/evidence/*", "harness/baselines/*", "harness/pytest_plugin.py", "conftest.py", "tests/smoke/*"),
         True,
     ),
-    Rule("workflow", (".github/workflows/lane.yml", "harness/present/changed.py"), True),
+    Rule("workflow", (".github/workflows/lane.yml", ".ci/*", "harness/present/changed.py"), True),
     Rule("presentation", ("harness/present/*",), False),
     Rule("other tests", ("tests/*",), False),
 )

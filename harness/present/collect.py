@@ -108,7 +108,7 @@ def result_of(report: pytest.TestReport) -> GateResult:
     return GateResult(
         nodeid=report.nodeid,
         outcome="error" if report.outcome == "failed" and report.when != "call" else report.outcome,
-        reason=_one_line(reason.removeprefix("AssertionError: ")),
+        reason=_one_line(reason.removeprefix("AssertionError: ").removeprefix("Failed: ")),
         details=_head(details, 8000),
         path=path.replace(os.sep, "/"),
         line=(line or 0) + 1,

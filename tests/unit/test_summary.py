@@ -1,0 +1,302 @@
+"""The Markdown of a run, what pytest leaves for it, and what GitHub is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from bare_machine import BARE_PYTHON, clean_environ
+from run_directory import RUN_ID, edit_json, write_run
+
+from harness.present.changed import ROOT, ChangedFile, Decision
+from harness.present.collect import annotation_lines
+from harness.present.gates import GateResult, GatesError, GatesFile, read_gates
+from harness.present.summary import LIMIT, render, shorten
+
+GOOD = GateResult("tests/smoke/test_gates.py::test_loss_falls", "passed")
+BAD = GateResult(
+    "tests/smoke/test_gates.py::test_loss_is_finite", "failed", "the loss is nan", "long\nstory", "tests/a.py", 7
+)
+VERDICT = {
+    "verdict": "regression",
+    "passed": False,
+    "headline": "not the recorded result: loss",
+    "baseline": "baselines/a.json",
+    "where": {"step": 3, "phase": "optimizer", "tensors": ["0.taps"], "what": "0.taps after step 3"},
+    "out_of_bounds": [{"what": "loss, step 3", "obtained": "1.5", "expected": "1.25", "distance": "2e-01"}],
+    "more": 4,
+    "moved": ["torch 2.13.0 → 2.14.0"],
+    "cause": "another | learning rate",
+    "notes": ["a second run gave the same bits"],
+    "next": "python3 -m harness explain a b",
+}
+FILE = GatesFile(
+    RUN_ID,
+    [GOOD, BAD],
+    VERDICT,
+    {"objective_status": "completed", "loss": "1.5", "numeric_class": "abcd"},
+    [(1, 2.0, 2.0), (2, math.nan, 1.5), (3, 1.5, None)],
+    {"path": "baselines/a.json", "recorded": "recorded 2026-01-01 at abc: first"},
+)
+
+
+def test_gates_json_holds_what_was_written(tmp_path: Path) -> None:
+    FILE.write(tmp_path)
+    found = read_gates(tmp_path)
+    assert repr(found) == repr(FILE)  # NaN equals nothing
+    assert json.loads((tmp_path / "gates.json").read_text())["losses"][1] == [2, "nan", (1.5).hex()]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda v: v.update(schema="gates/2"),
+        lambda v: v.pop("gates"),
+        lambda v: v["gates"][0].update(outcome="fine"),
+        lambda v: v["gates"][0].update(surprise=1),
+        lambda v: v["gates"][0].update(line="7"),
+        lambda v: v.update(losses=[[1, 2.0, None]]),
+        lambda v: v.update(verdict={}),
+        lambda v: v.update(metrics={"loss": 1}),
+        lambda v: v.update(baseline=[]),
+    ],
+)
+def test_a_damaged_gates_json_is_one_clear_line(tmp_path: Path, edit: object) -> None:
+    FILE.write(tmp_path)
+    edit_json(tmp_path / "gates.json", edit)  # type: ignore[arg-type]
+    with pytest.raises(GatesError, match=r"gates\.json") as error:
+        read_gates(tmp_path)
+    assert "\n" not in str(error.value) and "next: pytest -m smoke" in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"schema": NaN}'])
+def test_a_gates_json_that_is_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "gates.json").write_bytes(data)
+    text, found = render(tmp_path)
+    assert not found and "did not run to their end" in text
+
+
+def test_the_summary_says_verdict_gates_losses_and_what_moved(tmp_path: Path) -> None:
+    FILE.write(tmp_path)
+    text, found = render(tmp_path)
+    assert found
+    assert text.startswith("## ❌ Lane: `regression` · 2 gates: 1 passed, 1 failed\n")
+    for line in (
+        "- first differs: `step 3, phase optimizer: 0.taps`",
+        "- moved: `torch 2.13.0 → 2.14.0`",
+        "- likely: `another | learning rate`",
+        "- next: `python3 -m harness explain a b`",
+        "| `loss, step 3` | `1.5` | `1.25` | `2e-01` |",
+        "and 4 more",
+        "| ❌ | `loss is finite` | `the loss is nan` |",
+        "- ✅ `loss falls`",
+        "| 1 | 2.0 | 2.0 | equal |",
+        "| 2 | nan | 1.5 | not finite |",
+        "| 3 | 1.5 | – | – |",
+        "3 steps, 2 to 1.5; 1 of 2 losses equal the recorded ones to the bit.",
+    ):
+        assert line in text.splitlines(), line
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [([], "❌ Lane: `match` · no gate ran"), ([dataclasses.replace(GOOD, outcome="skipped")], "❌"), ([GOOD], "✅")],
+)
+def test_only_gates_that_passed_pass(tmp_path: Path, gates: list[GateResult], said: str) -> None:
+    dataclasses.replace(FILE, gates=gates, verdict={**VERDICT, "verdict": "match"}).write(tmp_path)
+    assert render(tmp_path)[0].startswith(f"## {said}")
+
+
+def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
+    evil = "x\n# Heading\n| a | b |\n</details>``[link](http://x) @someone"
+    gate = GateResult(f"a::test_{evil}", "failed", evil, evil)
+    verdict = {**VERDICT, "headline": evil, "moved": [evil], "verdict": evil, "notes": [evil]}
+    dataclasses.replace(FILE, gates=[gate], verdict=verdict).write(tmp_path)
+    text = render(tmp_path)[0]
+    for line in text.splitlines():
+        assert not line.startswith(("# Heading", "| a |", "</details>``"))
+        if "link" in line:
+            assert "```" in line[: line.index("link")]  # inside a fence that the text cannot close
+
+
+def test_a_run_without_gates_shows_its_report(tmp_path: Path) -> None:
+    lines = [
+        "=== COLAB TRAIN REPORT ===",
+        "objective_status: blocked",
+        "root_cause: no `network`",
+        "next_unblock_action: x",
+    ]
+    (tmp_path / "train_report.txt").write_text("\n".join(lines))
+    text, found = render(tmp_path)
+    assert found and "- root cause: `` no `network` ``" in text.splitlines()
+    assert render(tmp_path / "nowhere")[1] is False
+
+
+def test_gates_of_another_run_are_not_shown_as_this_ones(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", checkpoint=False)
+    dataclasses.replace(FILE, run_id="another").write(tmp_path / "run")
+    text, _ = render(tmp_path / "run")
+    assert "gates.json is of run another" in text and "regression" not in text
+
+
+def test_a_summary_never_exceeds_githubs_limit(tmp_path: Path) -> None:
+    long = "ü" * 400
+    gates = [GateResult(f"a::test_{n}_{long}", "failed", long, long * 20) for n in range(1000)]
+    losses = [(n, 1.0, 1.0) for n in range(1, 5001)]
+    dataclasses.replace(FILE, gates=gates, losses=losses).write(tmp_path)
+    text, _ = render(tmp_path)
+    assert len(text.encode()) <= LIMIT and "and 800 more" in text
+    cut = shorten("ü" * 100 + "\n" + "line\n" * 1000, 600)
+    assert len(cut.encode()) <= 600
+    assert cut.startswith("> [!CAUTION]") and "5,201 bytes" in cut and "**Cut here.**" in cut
+
+
+def test_edited_baselines_and_their_reasons(tmp_path: Path) -> None:
+    def document(reason: str, digest: str) -> str:
+        curve = {"columns": "step loss", "rows": ["1 0x1.0p+1"]}
+        exact = {"tensor_digest": digest, "curve": curve}
+        return json.dumps({"provenance": {"reason": reason}, "exact": exact})
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines/a.json").write_text(document("first", "a" * 64))
+    git("add", ".")
+    git("commit", "-qm", "1")
+    (tmp_path / "baselines/a.json").write_text(document("a better\nloss | really", "b" * 64))
+    files = [ChangedFile("baselines/a.json", "changed", "baselines", True)]
+    files.append(ChangedFile("baselines/b.json", "removed", "baselines", True))
+    decision = Decision("main", git("rev-parse", "HEAD").strip(), tuple(files))
+    FILE.write(tmp_path)
+    text, _ = render(tmp_path, decision, tmp_path)
+    assert (
+        "| `baselines/a.json` | changed | `a better\\nloss \\| really` | `tensor digest aaaaaaaaaaaa → bbbbbbbbbbbb` |"
+        in text.splitlines()
+    )
+    assert "`baselines/b.json` | removed" in text and "[!WARNING]" not in text
+    both = dataclasses.replace(decision, files=(*files, ChangedFile("harness/lane/x.py", "changed", "lane code", True)))
+    assert "> [!WARNING]\n> A baseline changes together with the lane's code" in render(tmp_path, both, tmp_path)[0]
+
+
+def test_annotations_are_escaped_and_said_once_for_one_reason() -> None:
+    evil = dataclasses.replace(BAD, reason="100%\n::error::x", path="a,b:c.py")
+    others = [dataclasses.replace(BAD, nodeid=f"a::test_{n}", reason=f"r{n}") for n in range(12)]
+    lines = list(annotation_lines([evil, dataclasses.replace(evil, nodeid="a::test_b"), GOOD, *others]))
+    assert lines[0] == (
+        "::error file=a%2Cb%3Ac.py,line=7,title=gate%3A loss is finite and 1 more gates::100%25%0A::error::x"
+    )
+    assert len(lines) == 11 and lines[-1].startswith("::notice::3 more reasons")
+    assert not list(annotation_lines([GOOD]))
+
+
+SESSION = """
+    import pytest, sys
+    from pathlib import Path
+    from harness.present import collect
+
+    def pytest_configure(config):
+        config.addinivalue_line("markers", "smoke: gates")
+        collect.register(config, lambda: Path({run_dir!r}))
+
+    @pytest.fixture(scope="session", autouse=True)
+    def verdict(request):
+        yield
+        collect.publish_verdict(request.config, {verdict!r})
+"""
+GATES = """
+    import pytest
+    pytestmark = pytest.mark.smoke
+
+    def test_good(): pass
+    def test_bad(): assert 1 == 2, "one is not\\ntwo"
+    def test_plain(): pytest.fail("a plain reason", pytrace=False)
+    def test_left_out(): pytest.skip("not here")
+    @pytest.fixture
+    def broken(): raise RuntimeError("no fixture")
+    def test_broken(broken): pass
+    @pytest.fixture
+    def messy():
+        yield
+        raise RuntimeError("at the end")
+    def test_messy(messy): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "1")], ids=["one process", "xdist"])
+def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    run_dir, tests = write_run(tmp_path / "run", checkpoint=False), tmp_path / "tests"
+    tests.mkdir()
+    verdict = {**VERDICT, "baseline": None}
+    (tests / "conftest.py").write_text(textwrap.dedent(SESSION.format(run_dir=str(run_dir), verdict=verdict)))
+    (tests / "test_gates.py").write_text(textwrap.dedent(GATES))
+    (tests / "test_other.py").write_text("def test_no_gate(): pass\n")
+    (tests / "pytest.ini").write_text("[pytest]\n")
+    environ = {
+        **os.environ,
+        "GITHUB_ACTIONS": "true",
+        "PYTHONPATH": str(ROOT),
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    words = [sys.executable, "-m", "pytest", *workers, "--junitxml", "junit.xml"]
+    done = subprocess.run(words, cwd=tests, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = read_gates(run_dir)
+    assert found.run_id == RUN_ID and found.verdict == verdict
+    assert {gate.name: (gate.outcome, gate.reason) for gate in found.gates} == {
+        "good": ("passed", ""),
+        "bad": ("failed", "one is not two assert 1 == 2"),
+        "plain": ("failed", "a plain reason"),
+        "left out": ("skipped", "Skipped: not here"),
+        "broken": ("error", "RuntimeError: no fixture"),
+        "messy": ("error", "RuntimeError: at the end"),
+    }
+    assert "::error file=test_gates.py,line=7,title=gate%3A plain::a plain reason" in done.stdout.splitlines()
+    assert f"page: {run_dir / 'report.html'}" in done.stdout.splitlines()
+    assert "a plain reason" in (run_dir / "report.html").read_text()
+    suite = ElementTree.parse(tests / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    values = {p.get("name"): p.get("value") for p in suite.iterfind("properties/property")}
+    assert values["verdict"] == "regression" and values["run_id"] == RUN_ID and values["loss"] == found.metrics["loss"]
+    assert {"loss_first", "checkpoint_tensor_digest", "numeric_class"} <= set(values)
+
+
+def test_summary_runs_where_nothing_is_installed(tmp_path: Path) -> None:
+    FILE.write(tmp_path)
+    words = [*BARE_PYTHON, "-m", "harness", "summary", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=clean_environ(LC_ALL="C"), capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.decode().startswith("## ❌ Lane: `regression`"), done.stderr
+
+
+def test_the_workflow_is_one_that_github_accepts() -> None:
+    check = subprocess.run([sys.executable, "-m", "check_jsonschema", "--version"], capture_output=True)
+    if check.returncode:
+        pytest.skip("check-jsonschema is not installed: pip install check-jsonschema")
+    words = ["--builtin-schema", "vendor.github-workflows", ".github/workflows/lane.yml"]
+    done = subprocess.run([sys.executable, "-m", "check_jsonschema", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_workflow_keeps_to_its_promises() -> None:
+    import yaml  # a dependency of omegaconf
+
+    text = (ROOT / ".github/workflows/lane.yml").read_text()
+    workflow = yaml.safe_load(text)
+    triggers = workflow[True]  # YAML 1.1 reads `on` as true
+    assert triggers["pull_request"] is None, "a path filter here leaves a required check pending for ever"
+    assert "pull_request_target" not in triggers
+    assert workflow["permissions"] == {"contents": "read"}
+    for step in workflow["jobs"]["gates"]["steps"]:
+        assert "${{" not in step.get("run", ""), "an expression in a script is an injection: pass it as a variable"
+        assert "continue-on-error" not in step
