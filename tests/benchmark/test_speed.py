@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,54 @@ def test_smoke_run_against_import_torch(tmp_path: Path, capsys: pytest.CaptureFi
         for (a, b), ratio in zip(pairs, ratios, strict=True):
             print(f"| {a:.2f} s | {b:.2f} s | {ratio:.1f} |")
         print(f"median ratio {statistics.median(ratios):.2f} (bar 6, aim 4)")
+
+
+def test_price_of_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Training with and without trace, norms, sketches and digests, in turn, in one process; the bar is 3 %."""
+    import numpy as np
+    import torch
+
+    from harness.lane import trainer
+    from harness.lane.adapter import make_adapters
+    from harness.lane.model import load_model
+    from harness.lane.settings import read_settings
+    from harness.lane.tokens import TokenSet
+    from harness.lane.trace import Trace
+    from harness.numerics.battery import numeric_class
+    from harness.numerics.modes import apply_mode
+
+    settings = read_settings({"LANE_RUN_DIR": str(tmp_path)})
+    dtype = apply_mode("universal", 1)
+    model, _ = load_model(settings, dtype)
+    codes = np.random.default_rng(1).integers(0, model.lm.card, size=(68, 4, 128))
+    tokens = TokenSet(torch.from_numpy(codes), [])
+
+    def once() -> float:
+        adapters = make_adapters(model.lm.dim, 0, dtype=dtype, device="cpu")
+        trace = Trace(settings)
+        started = time.process_time()
+        trainer.train(settings, model, adapters, tokens, trace, lambda *_: None)
+        trace.publish()
+        return time.process_time() - started
+
+    def once_without() -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "norms", lambda tensors: dict.fromkeys(tensors, 0.0))
+            patch.setattr(trainer, "sketches", lambda adapters: {})
+            patch.setattr(trainer, "array_digest", lambda name, array: "0" * 64)
+            patch.setattr(trainer, "frozen_digest", lambda model: "0" * 64)
+            patch.setattr(Trace, "write", lambda self, kind, **values: None)
+            return once()
+
+    once()
+    pairs = [(once(), once_without()) for _ in range(7)]
+    share = statistics.median(a / b - 1 for a, b in pairs)
+    started = time.process_time()
+    numeric_class()
+    battery = time.process_time() - started
+    with capsys.disabled():
+        print(f"\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors; CPU seconds of one thread")
+        print("| with evidence | without | price |\n|---|---|---|")
+        for a, b in pairs:
+            print(f"| {a:.2f} s | {b:.2f} s | {a / b - 1:.1%} |")
+        print(f"median price {share:.1%} (bar 3 %); the kernel battery takes {1000 * battery:.0f} ms (bar 150)")
