@@ -151,17 +151,19 @@ class LaneProcess:
             self._on_line(f"FAILED {self.run_dir}: nothing could be written for the lane that ended ({reason})")
 
     def _status_is_ours(self) -> bool:
+        """Whether the lane itself wrote how it ended."""
         try:
             with self._status_path.open("rb") as file:
-                return bool(json.loads(file.read(1 << 20))["run_id"] == self.run_id)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                status = json.loads(file.read(1 << 20))
+            return status["run_id"] == self.run_id and not status["root_cause"].startswith("run_not_ended")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False
 
     def _speak_for_the_dead(self, ended: LaneExit) -> None:
         """A process that was killed cannot write status and report; its parent does, so that they are never missing.
         Raises OSError."""
         if ended.exit_code >= 0:
-            code, how = "lane_did_not_start", f"ended with exit code {ended.exit_code}"
+            code, how = "lane_died", f"ended with exit code {ended.exit_code}"
             hint = f"its last line: {self._last_line or 'none'}"
         else:
             names = {number.value: number.name for number in signal.Signals}

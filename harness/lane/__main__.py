@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import platform
-import re
 import signal
 import sys
 import time
@@ -26,7 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from harness.lane.errors import EXIT_CODES, LaneError
+from harness.lane.environment import describe_environment, head_commit
+from harness.lane.errors import EXIT_CODES, LaneError, shortage
 from harness.lane.files import TEMPORARY_PREFIX, atomic_write, is_lfs_pointer, show, write_json
 from harness.lane.lock import Busy, owned
 from harness.lane.report import one_line, render_report
@@ -119,7 +119,6 @@ def run_lane(settings: Settings, run: Run) -> None:
 
     from harness.lane.adapter import make_adapters
     from harness.lane.checkpoint import write_checkpoint
-    from harness.lane.environment import describe_environment
     from harness.lane.model import load_model
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
@@ -273,12 +272,6 @@ def logging_to(path: Path) -> Iterator[None]:
             file.close()
 
 
-OUT_OF_MEMORY = re.compile(
-    "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map", re.I
-)
-OUT_OF_DESCRIPTORS = re.compile("too many open files", re.I)
-
-
 def failure_of(error: BaseException, run: Run) -> LaneError:
     """Any way in which a run can end early, as a LaneError with step, cause and next action."""
     if isinstance(error, LaneError):
@@ -296,14 +289,16 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
     text = " ".join(str(error).split())[:300]
     number = error.errno if isinstance(error, OSError) else None
     where = f"{show(Path(os.fsdecode(error.filename)))}: " if isinstance(error, OSError) and error.filename else ""
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or OUT_OF_MEMORY.search(text):
-        code, action = "out_of_memory", "set LANE_BATCH lower, or free memory"
+    short = shortage(error)
+    if short == "out_of_memory":
+        code, action = short, "set LANE_BATCH lower, or free memory"
         cause = f"out of memory in step {run.step} ({text or 'no more could be had'})"
-    elif number in (errno.EMFILE, errno.ENFILE) or OUT_OF_DESCRIPTORS.search(text):
-        code, action = "too_many_open_files", "raise the limit (ulimit -n), and run it again"
+    elif short == "too_many_open_files":
+        code, action = short, "raise the limit (ulimit -n), and run it again"
         cause = f"{where}no more files can be opened in step {run.step} ({text})"
     elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         code, action = "disk_full", "free space, or set LANE_RUN_DIR"
+        where = where or (f"{show(run.settings.run_dir)}: " if run.settings else "")
         cause = f"{where}no room to write ({os.strerror(number or 0)}) in step {run.step}"
     elif isinstance(error, OSError):
         code, action = "system_error", "look at lane.log"
@@ -347,8 +342,6 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
 
 def report_text(run: Run, failure: LaneError | None) -> str:
     """The report of a run that has ended, from what is known and from what lies on the disk."""
-    from harness.lane.environment import head_commit
-
     status = failure.status if failure else "completed"
     values: dict[str, object] = {
         **run.values,

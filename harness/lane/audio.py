@@ -20,7 +20,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.lane.containers import DefectError, read_promise
-from harness.lane.errors import LaneError
+from harness.lane.errors import LaneError, shortage
 from harness.lane.files import is_lfs_pointer, show
 
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -112,6 +112,8 @@ class AudioStream:
         except DefectError as defect:
             raise self._bad(defect.code, str(defect), AGAIN) from None
         except (soundfile.SoundFileError, OSError) as error:
+            if shortage(error):
+                raise
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
             raise self._bad("audio_undecodable", f"cannot be decoded as audio ({reason})", AGAIN) from None
         self.sample_rate: int = self._file.samplerate
@@ -151,6 +153,8 @@ class AudioStream:
             try:
                 block = self._file.read(frames, dtype="int32" if md5 else "float64", always_2d=True)
             except (soundfile.SoundFileError, OSError) as error:
+                if shortage(error):
+                    raise
                 reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
                 raise self._bad("audio_damaged", f"stops decoding after {total:,} samples ({reason})", AGAIN) from None
             if not len(block):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.lane.audiocraft_import import prepare_audiocraft
-from harness.lane.errors import LaneError
+from harness.lane.errors import LaneError, shortage
 from harness.lane.files import file_sha256, is_lfs_pointer, show
 from harness.lane.settings import Settings
 
@@ -55,9 +55,11 @@ def check_model_directory(directory: Path) -> tuple[str, bool]:
         except FileNotFoundError:
             found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
             raise refuse("model_missing", found, "set LANE_MODEL to an exported model") from None
-        except (LaneError, MemoryError):
+        except LaneError:
             raise
         except Exception as error:  # a hostile pickle can make the reader raise anything
+            if shortage(error):
+                raise
             reason = " ".join(str(error).split())[:160]
             found = f"refused, it cannot be read as plain tensors and values ({type(error).__name__}: {reason})"
             raise refuse("model_refused", found, "export the model again, from a source you trust") from None
@@ -92,6 +94,8 @@ def load_model(settings: Settings, dtype: torch.dtype) -> tuple[Any, str]:
         set_efficient_attention_backend(settings.attention_backend)  # before a model is built
         from audiocraft.models.musicgen import MusicGen
     except ImportError as error:
+        if shortage(error):
+            raise
         raise LaneError(
             "load_model",
             "package_missing",
@@ -101,9 +105,9 @@ def load_model(settings: Settings, dtype: torch.dtype) -> tuple[Any, str]:
     logging.getLogger("audiocraft").setLevel(logging.WARNING)
     try:
         model = MusicGen.get_pretrained(settings.model, device=settings.device)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a configuration that makes no sense leads audiocraft into
+        if shortage(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         cause = f"{settings.model}: audiocraft cannot load it ({type(error).__name__}: {reason})"
         raise LaneError(
