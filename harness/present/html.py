@@ -90,11 +90,13 @@ def _headline(gates: Sequence[GateResult], verdict: Mapping[str, Any] | None, fa
     """(The most important thing in a few words, good or bad)."""
     if facts.run.failure() is not None:
         return "the lane failed", "bad"
+    if verdict is not None and verdict["verdict"] not in _GOOD:
+        return str(verdict["verdict"]), "bad"
     if not all_passed(gates):
         return counts(gates), "bad"
     if verdict is None:
         return "gates passed, not compared with a baseline", "unsure"
-    return str(verdict["verdict"]), "good" if verdict["verdict"] in _GOOD else "bad"
+    return str(verdict["verdict"]), "good"
 
 
 def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, Any] | None) -> str:
@@ -104,11 +106,13 @@ def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, An
     failure = facts.run.failure()
     if failure:
         lines.append(f"<p>{escape(failure)}</p>")
-    lines.append(f"<p>{escape(counts(gates))}</p>")
+    if headline != counts(gates):
+        lines.append(f"<p>{escape(counts(gates))}</p>")
     if verdict is None:
         lines.append("<p>The run was not compared with a baseline.</p>")
     else:
-        lines.append(f"<p><strong>{_text(verdict, 'verdict')}</strong>: {_text(verdict, 'headline')}</p>")
+        name = "" if headline == verdict["verdict"] else f"<strong>{_text(verdict, 'verdict')}</strong>: "
+        lines.append(f"<p>{name}{_text(verdict, 'headline')}</p>")
         rows = [("baseline", _text(verdict, "baseline")), ("first differs", _where(verdict))]
         rows += [("moved", escape("; ".join(map(str, verdict.get("moved") or []))))]
         rows += [("likely", _text(verdict, "cause"))]

@@ -1,0 +1,77 @@
+"""`harness listen`: a generation goes through the adapters as training did, though it sees one position at a time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "smoke"))
+from truth import load_model
+
+from harness.present.listen import attach_streaming
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model()
+
+
+def test_streaming_gives_the_logits_of_the_whole(model: Any) -> None:
+    import torch
+
+    from harness.lane.adapter import attach, make_adapters
+    from harness.lane.model import condition_tensors
+
+    lm = model.lm
+    adapters = make_adapters(lm.dim, 0, dtype=torch.float64, device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    codes = torch.randint(0, lm.card, (2, lm.num_codebooks, 90), generator=generator)  # longer than the filter
+    conditions = condition_tensors(model, "a voice", 2)
+    with torch.no_grad():
+        plain = lm(codes, [], conditions)
+        hook = attach(lm, adapters)
+        whole = lm(codes, [], conditions)
+        hook.remove()
+        hook = attach_streaming(lm, adapters)
+        with lm.streaming():
+            pieces = [lm(codes[..., n : n + 1], [], conditions) for n in range(90)]
+        hook.remove()
+    assert float((whole - plain).abs().max()) > 1e-3, "the adapters do nothing: this would prove nothing"
+    assert torch.allclose(torch.cat(pieces, dim=2), whole, rtol=0, atol=1e-10)
+
+
+def test_a_reconstruction_is_the_codecs_own_of_the_tokens(model: Any, tmp_path: Path) -> None:
+    import io
+
+    import numpy as np
+    import soundfile
+    import torch
+    from run_directory import write_report, write_run
+
+    from harness.evidence import load_run
+    from harness.present.audio import Excerpt, NoAudio, model_directory, reconstruction_clip
+
+    run_dir = write_run(tmp_path / "run", checkpoint=False)
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 4, 50), dtype=np.int16)
+    np.save(run_dir / "tokens.npy", tokens)
+    report = load_run(run_dir).report
+    with pytest.raises(NoAudio, match="is not the run's model"):
+        model_directory(load_run(run_dir))
+    from harness.lane.model import check_model_directory
+    from harness.lane.settings import SHIPPED_MODEL
+
+    digest, _ = check_model_directory(SHIPPED_MODEL)
+    write_report(run_dir / "train_report.txt", report | {"model_digest": digest})
+    clip = reconstruction_clip(load_run(run_dir), Excerpt(run_dir, 0, (0, 1), 2.0))
+    wave, rate = soundfile.read(io.BytesIO(clip.data))
+    with torch.no_grad():
+        joined = torch.from_numpy(np.concatenate(list(tokens), axis=1).astype(np.int64))[None]
+        expected = model.compression_model.decode(joined)[0, 0].clamp(-1, 1).numpy()
+    assert rate == 32_000 and wave.shape == expected.shape == (2 * 32_000,)
+    assert np.abs(wave - expected).max() < 1e-3
