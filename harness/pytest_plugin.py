@@ -20,6 +20,7 @@ from harness.baselines.second_leg import code_of, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.evidence import EvidenceError, RunEvidence, load_run
 from harness.launch import LaneProcess, run_lane
+from harness.present.collect import publish_verdict, register
 
 RUN_DIR = pytest.StashKey[Path]()
 SUMMARY = pytest.StashKey[list[str]]()
@@ -48,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="TEXT",
         help="why the result is right; with --snapshot-update, which records the run as the new baseline",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect how the gates end: for report.html, gates.json, JUnit and GitHub."""
+    if not config.getoption("--lane-evidence"):
+        register(config, lambda: config.stash.get(RUN_DIR, None))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -154,6 +161,8 @@ def baseline_gates(
         reason=config.getoption("--baseline-reason"),
     )
     yield gates
+    if gates.known_verdict is not None:
+        publish_verdict(config, gates.known_verdict.to_json())
     config.stash[SUMMARY] = gates.summary()
 
 

@@ -24,8 +24,8 @@ from syrupy.location import PyTestLocation
 
 from harness.baselines.baseline import Baseline, Code, Store
 from harness.baselines.compare import Verdict, compare, judge
-from harness.baselines.record import RecordRefused, is_current, record, refusal
-from harness.baselines.result import PARTS, result_of_run
+from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
+from harness.baselines.result import PARTS, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
 
 
@@ -134,11 +134,21 @@ class Gates:
         )
         self._verdict = None
 
+    @property
+    def known_verdict(self) -> Verdict | None:
+        """The verdict, if a gate of this session asked for it."""
+        return self._verdict
+
     def summary(self) -> list[str]:
-        """Lines for the end of the session: what was recorded, and a verdict that passes without being a match."""
+        """Lines for the end of the session: what was recorded, the verdict with its baseline, and unused baselines."""
         lines = list(self.changes)
-        if self._verdict is not None and self._verdict.kind == "tolerance-match":
-            lines.append(f"{self._verdict.kind}: {self._verdict.headline} ({self._verdict.baseline})")
+        verdict = self._verdict
+        if verdict is not None:
+            recorded = f" ({verdict.recorded})" if verdict.recorded else ""
+            lines.append(f"verdict: {verdict.kind}: {verdict.headline}")
+            if verdict.baseline is not None:
+                lines.append(f"baseline: {shown(verdict.baseline)}{recorded}")
+                lines += [f"unused baseline: {line}" for line in unused_baselines(self.store, [verdict.baseline])]
         return lines
 
 
