@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -208,3 +209,28 @@ def test_it_runs_where_nothing_is_installed(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith("lane changed: "), done.stderr
     done = subprocess.run([*words[:-2]], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 64 and "--base" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "summary"),
+    [("docs/a.md", "false", "### The lane did not change: no gate is needed"), ("harness/lane/a.py", "true", "")],
+)
+def test_the_workflows_own_step_decides(tmp_path: Path, path: str, answer: str, summary: str) -> None:
+    import yaml  # a dependency of omegaconf
+
+    workflow = yaml.safe_load((ROOT / ".github/workflows/lane.yml").read_text())
+    (script,) = [step["run"] for step in workflow["jobs"]["gates"]["steps"] if step.get("id") == "changed"]
+    root = tmp_path / "checkout"
+    shutil.copytree(ROOT / "harness", root / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    git(root, "init", "-q")
+    write(root, ".gitignore", "__pycache__/\n")
+    base = commit(root)
+    commit(root, **{path: "x\n"})
+    files = {name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    environ = clean_environ(BASE=base, **files)
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=root, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "GITHUB_OUTPUT").read_text().startswith(f"lane-changed={answer}\n")
+    shown = tmp_path / "GITHUB_STEP_SUMMARY"
+    assert (shown.read_text() if shown.exists() else "").startswith(summary)
+    assert shown.exists() is bool(summary)
