@@ -359,6 +359,7 @@ def report_text(run: Run, failure: LaneError | None) -> str:
         return render_report(values)
     if run.settings_refused:
         values |= {"training_status_path": show(settings.status_path), "run_id": settings.run_id}
+        values["checkpoint_exists"] = False
         values |= {"training_status_json": _status_json(settings, run), "log_path": show(settings.log_path)}
         return render_report(values)
     audio, checkpoint = settings.audio_path, settings.checkpoint_path
@@ -519,6 +520,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parser.parse_args(arguments).settings_table:
         print(settings_table())
         return 0
+    logging.getLogger().addHandler(logging.NullHandler())  # else an error before there is a log goes to the terminal
     prepare_streams()
     _requests.clear()
     run = Run(None)

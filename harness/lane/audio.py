@@ -176,7 +176,7 @@ class AudioStream:
         if total == 0:
             raise self._bad("audio_no_samples", "holds no samples", "put the recording there again")
         if abs(total - self._promised) > self._promise.slack:
-            found = f"its header promises {self._promised:,} samples, and {total:,} can be decoded"
+            found = f"should hold {self._promised:,} samples by its own account, and {total:,} can be decoded"
             raise self._bad("audio_cut_short", found, AGAIN)
         if md5 and md5.digest() != self._promise.md5:
             raise self._bad(

@@ -37,10 +37,6 @@ def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float6
             cause = f"parameter {name} is not finite in float32 (float64 reaches further); largest float32: 3.4e38"
             action = "look at trace.jsonl; a smaller LANE_LEARNING_RATE is the usual mend"
             raise LaneError("checkpoint", "non_finite", cause, action, status="failed", exit_code=2)
-    if keep_float64:
-        atomic_write(
-            settings.checkpoint_float64_path, _serialise({"adapter": adapter_tensors(adapters, torch.float64)})
-        )
     meta: dict[str, str | int | bool] = {
         "lane": "experimental",
         "promotable": False,
@@ -51,6 +47,9 @@ def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float6
         "seed": settings.seed,
         "steps": settings.steps,
     }
+    if keep_float64:
+        before = {"adapter": adapter_tensors(adapters, torch.float64), "meta": meta}
+        atomic_write(settings.checkpoint_float64_path, _serialise(before))
     atomic_write(path, _serialise({"adapter": tensors, "meta": meta}))
     sidecar = {
         "schema": "checkpoint/1",
