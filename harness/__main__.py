@@ -51,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "universality": Command("harness.proof.universality:main", "prove that the digest holds everywhere; a table", True),
     "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what", False),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
+    "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", True),
     "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them", True),
 }
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.evidence.errors import EvidenceError, mismatch, one_line
-from harness.evidence.strict import open_regular
+from harness.evidence.errors import EvidenceError, mismatch, one_line, show
+from harness.evidence.strict import COUNT, OBJECT, TEXT, list_of, open_regular, parse_json, read_as, record
 from harness.numerics.digest import dtype_name, raw_bits, tensor_digest
 
 CHECKPOINT_LIMIT = 16 << 30
@@ -24,11 +24,13 @@ ARRAY_LIMIT = 2 << 30
 # A smaller checkpoint is read into memory: mapped pages of a file that somebody truncates meanwhile kill the process.
 MAP_ABOVE = 512 << 20
 PICKLE_LIMIT = 64 << 20
+HEADER_LIMIT = 16 << 20
 NODES_LIMIT = 1_000_000
 NAME_LIMIT = 4096
 SHARING_LIMIT = 8  # tensors may share storage, but not without end
 
 Array = npt.NDArray[Any]
+_SAFETENSOR = record({"dtype": TEXT, "shape": list_of(COUNT), "data_offsets": list_of(COUNT, 2)})
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a torch checkpoint (zip format, tensors and plain values only) or an `.npz` file (no objects).
+    """Read a torch checkpoint (zip format, tensors and plain values only), an `.npz` file (no objects) or safetensors.
 
     Raises EvidenceError for a file that is missing, truncated or no such archive; for one that says it is larger than
     it is; for one that holds other objects (which are not loaded); and for one without a tensor.
@@ -61,6 +63,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise mismatch(path, f"a file that cannot be read ({error})", "a checkpoint") from None
+        file.seek(0)
+        if path.suffix == ".safetensors" and file.read(2) != b"PK":
+            return _checkpoint(path, size, sha256, _safetensors_leaves(file, path, size))
         members = _members(file, path, size)
         if any(member.filename.endswith("data.pkl") for member in members):
             leaves = _torch_leaves(members, path, size)
@@ -69,6 +74,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         else:
             found = one_line(members[0].filename, 80)
             raise mismatch(path, f"an archive with {found!r}", "a torch checkpoint or an .npz file")
+    return _checkpoint(path, size, sha256, leaves)
+
+
+def _checkpoint(path: Path, size: int, sha256: str, leaves: Sequence[tuple[str, Any]]) -> Checkpoint:
+    """A file's leaves as a checkpoint. Raises EvidenceError when no tensor is among them."""
     stored = {name: leaf for name, leaf in leaves if isinstance(leaf, np.ndarray)}
     if not stored:
         raise mismatch(path, "no tensor", "a checkpoint with at least one")
@@ -220,6 +230,41 @@ def _npz_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Path
                 raise
             except Exception as error:  # zipfile again: bad checksums, encryption, unknown compression, ...
                 raise mismatch(where, f"a damaged member ({one_line(str(error), 120)})", "an array") from None
+    return leaves
+
+
+_SAFETENSORS = {"BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
+                "I64": "<i8", "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}  # fmt: skip
+
+
+def _safetensors_leaves(file: BufferedReader, path: Path, size: int) -> list[tuple[str, Any]]:
+    """The tensors of a safetensors file, and the texts of its metadata. Raises EvidenceError.
+
+    The format: the length of the header in eight bytes, the header in JSON, then the tensors' bytes without a gap.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        raise mismatch(path, f"a header of {length:,} bytes in a file of {size:,}", "a whole safetensors file")
+    header = read_as(OBJECT, parse_json(file.read(length), path), path)
+    leaves: list[tuple[str, Any]] = list(read_as(OBJECT, header.pop("__metadata__", {}), path).items())
+    described = {name: read_as(_SAFETENSOR, value, f"{path}: {one_line(name, 80)}") for name, value in header.items()}
+    end = 0
+    for name, tensor in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
+        where, (first, last) = f"{path}: {one_line(name, 80)}", tensor["data_offsets"]
+        if tensor["dtype"] not in _SAFETENSORS:
+            raise mismatch(where, f"dtype {show(tensor['dtype'])}", f"one of {', '.join(_SAFETENSORS)}")
+        dtype = np.dtype(_SAFETENSORS[tensor["dtype"]])
+        if first != end or last - first != math.prod(tensor["shape"]) * dtype.itemsize:
+            raise mismatch(where, f"bytes {first} to {last}", f"the bytes of its shape, from {end} on")
+        end = last
+        array: Array = np.frombuffer(file.read(last - first), dtype)
+        if array.nbytes != last - first:
+            raise mismatch(path, f"{size:,} bytes", "as many as its header says (is it truncated?)")
+        array = array.reshape(tensor["shape"])
+        leaves.append((name, raw_bits("bfloat16", array) if tensor["dtype"] == "BF16" else array))
+    if 8 + length + end != size:
+        raise mismatch(path, f"{size - 8 - length:,} bytes of tensors", f"{end:,}, as the header says")
     return leaves
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -268,3 +269,51 @@ def test_an_npy_file(tmp_path: Path) -> None:
     path.write_bytes(buffer.getvalue())
     with pytest.raises(EvidenceError, match="an array of object"):
         read_array(path)
+
+
+def _safetensors(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    values = np.arange(6, dtype="<f4")
+    header = {
+        "__metadata__": {"lane": "experimental"},
+        "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "half": {"dtype": "BF16", "shape": [2], "data_offsets": [24, 28]},
+    }
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_safetensors(header, values.tobytes() + b"\x80\x3f\x00\xc0"))
+    found = read_checkpoint(path)
+    assert found.tensors["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found.tensors["half"].tolist() == [1.0, -2.0] and found.dtypes["half"] == "bfloat16"
+    assert found.meta == {"lane": "experimental"}
+    same = read_checkpoint(_saved_npz(tmp_path / "a.npz", w=values.reshape(2, 3)))
+    assert same.tensors["w"].tobytes() == found.tensors["w"].tobytes()
+
+
+def _saved_npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "header"),
+        (b"\xff" * 64, "header"),
+        (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 7), "truncated"),
+        (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 9), "9 bytes"),
+        (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"\0" * 12), "from 0 on"),
+        (_safetensors({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"\0" * 8), "its shape"),
+        (_safetensors({"w": {"dtype": "OBJ", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8), "dtype"),
+        (_safetensors({"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"\0" * 8), "shape"),
+        (_safetensors({}, b""), "no tensor"),
+    ],
+)
+def test_damaged_safetensors_are_errors(data: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(EvidenceError, match=says):
+        read_checkpoint(path)
