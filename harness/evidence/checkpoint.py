@@ -258,9 +258,10 @@ def _safetensors_leaves(file: BufferedReader, path: Path, size: int) -> list[tup
         if first != end or last - first != math.prod(tensor["shape"]) * dtype.itemsize:
             raise mismatch(where, f"bytes {first} to {last}", f"the bytes of its shape, from {end} on")
         end = last
-        array: Array = np.frombuffer(file.read(last - first), dtype)
-        if array.nbytes != last - first:
+        data = file.read(last - first)
+        if len(data) != last - first:
             raise mismatch(path, f"{size:,} bytes", "as many as its header says (is it truncated?)")
+        array: Array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
         array = array.reshape(tensor["shape"])
         leaves.append((name, raw_bits("bfloat16", array) if tensor["dtype"] == "BF16" else array))
     if 8 + length + end != size:
