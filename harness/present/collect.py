@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.present.gates import GateResult
+from harness.present.gates import GateResult, by_reason
 
 MARKER = "smoke"
 NAME = "lane-gates"
@@ -96,7 +96,7 @@ def publish_verdict(config: pytest.Config, verdict: Mapping[str, Any]) -> None:
 
 
 def result_of(report: pytest.TestReport) -> GateResult:
-    """What a report says of its gate, in one line and in full."""
+    """What a report says of its gate, in one line (the first of the message) and in full."""
     details, reason = "", ""
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         reason = str(report.longrepr[2])
@@ -119,18 +119,15 @@ def result_of(report: pytest.TestReport) -> GateResult:
 def annotation_lines(gates: Iterable[GateResult]) -> Iterator[str]:
     """GitHub's workflow commands for gates that did not pass. Gates with one and the same reason (a lane that failed
     fails them all) share an annotation, so that the few that GitHub shows say the most."""
-    by_reason: dict[str, list[GateResult]] = {}
-    for gate in gates:
-        if gate.outcome in ("failed", "error"):
-            by_reason.setdefault(gate.reason, []).append(gate)
-    for number, (reason, failed) in enumerate(by_reason.items()):
+    groups = [group for group in by_reason(list(gates)) if group[0].outcome != "skipped"]
+    for number, failed in enumerate(groups):
         if number == _ANNOTATIONS:
-            yield f"::notice::{len(by_reason) - number} more reasons for failed gates are in the job's summary"
+            yield f"::notice::{len(groups) - number} more reasons for failed gates are in the job's summary"
             return
         first = failed[0]
         title = first.name if len(failed) == 1 else f"{first.name} and {len(failed) - 1} more gates"
         where = f"file={_property(first.path)},line={first.line},title={_property('gate: ' + title)}"
-        yield f"::error {where}::{_data(reason or first.details or 'no reason given')}"
+        yield f"::error {where}::{_data(first.reason or 'no reason given')}"
 
 
 def _data(text: str) -> str:
@@ -142,8 +139,8 @@ def _property(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = "".join(c if c.isprintable() else " " for c in text[:4000])
-    line = " ".join(line.split())
+    first = next(iter(text[:4000].strip().splitlines()), "")
+    line = " ".join("".join(c if c.isprintable() else " " for c in first).split())
     return line if len(line) <= 500 else line[:499] + "…"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Facts:
 
 def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path = BASELINES) -> Facts:
     """Read a run directory. Raises nothing: a run that failed has facts too."""
-    run = load_run(run_dir)
+    run = _load(run_dir)
     problems: list[str] = []
     run_id, trace, baseline = "none", None, None
     try:
@@ -80,6 +81,16 @@ def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path =
     except (BaselineError, OSError) as error:
         problems.append(str(error))
     return Facts(run, run_id, trace, baseline, tuple(problems))
+
+
+def _load(run_dir: Path) -> RunEvidence:
+    """The run, with status and manifest from where the user's settings put them, should they not be in it."""
+    status, audio = os.environ.get("TRAIN_STATUS_PATH"), os.environ.get("KNOWLEDGE_AUDIO_DIR")
+    status_path = Path(status) if status and not (run_dir / "train_status.json").exists() else None
+    manifest_path = None
+    if audio and not (run_dir / "knowledge_audio").exists():
+        manifest_path = Path(audio) / "voice_dataset_manifest.json"
+    return load_run(run_dir, status_path=status_path, manifest_path=manifest_path)
 
 
 def loss_tolerance(facts: Facts, verdict: Mapping[str, Any] | None) -> float | None:

@@ -127,6 +127,16 @@ def counts(gates: Sequence[GateResult]) -> str:
     return f"{len(gates)} gate{'' if len(gates) == 1 else 's'}: {listed}"
 
 
+def by_reason(gates: Sequence[GateResult]) -> list[list[GateResult]]:
+    """Gates that did not pass, those with one outcome and reason together: a lane that failed fails them all."""
+    groups: dict[tuple[str, str], list[GateResult]] = {}
+    for gate in gates:
+        if gate.outcome != PASSED:
+            groups.setdefault((gate.outcome, gate.reason), []).append(gate)
+    order = {"failed": 0, "error": 0, "skipped": 1}
+    return sorted(groups.values(), key=lambda group: order.get(group[0].outcome, 0))
+
+
 def all_passed(gates: Sequence[GateResult]) -> bool:
     """Whether there are gates, and all of them passed: a skipped one did not."""
     return bool(gates) and all(gate.outcome == PASSED for gate in gates)

@@ -17,7 +17,7 @@ from harness.lane.files import atomic_write
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
-from harness.present.gates import GateResult, all_passed, counts
+from harness.present.gates import GateResult, all_passed, by_reason, counts
 from harness.present.picture import RANGE_DB, TOP_HZ, spectrogram_png
 from harness.present.style import POLICY, STYLE
 
@@ -145,19 +145,26 @@ def _out_of_bounds(verdict: Mapping[str, Any]) -> str:
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
-    order = {"failed": 0, "error": 0, "skipped": 1, "passed": 2}
-    items = []
-    for gate in sorted(gates, key=lambda gate: order.get(gate.outcome, 0)):
-        label = f'<span aria-hidden="true">{_OUTCOME.get(gate.outcome, "?")}</span>'
-        if gate.outcome != "passed":
-            label += f"{escape(gate.outcome)}: "
-        reason = f'<span class="reason">{escape(gate.reason)}</span>' if gate.reason else ""
-        details = ""
-        if gate.details and " ".join(gate.details.split()) != gate.reason:
-            details = f"<details><summary>in full</summary><pre tabindex=0>{escape(gate.details)}</pre></details>"
-        items.append(f'<li class="{escape(gate.outcome)}">{label}{escape(gate.name)}{reason}{details}</li>')
-    empty = "" if items else "<p>No gate ran.</p>"
-    return f'<section><h2>Gates</h2>\n{empty}<ul class="gates">{_join(items)}</ul></section>'
+    blocks = []
+    for group in by_reason(gates):
+        # Gates with one reason stand together, and say it once.
+        reason = f'<p class="reason">{escape(group[0].reason)}</p>' if group[0].reason else ""
+        few = len(group) <= 4
+        items = _join(_gate(gate, details=few or number == 0) for number, gate in enumerate(group))
+        blocks.append(f'<div class="{escape(group[0].outcome)}">{reason}<ul class="gates">{items}</ul></div>')
+    passed = _join(_gate(gate) for gate in gates if gate.outcome == "passed")
+    blocks.append(f'<ul class="gates">{passed}</ul>' if passed else "")
+    empty = "" if gates else "<p>No gate ran.</p>"
+    return f"<section><h2>Gates</h2>\n{empty}{_join(blocks)}</section>"
+
+
+def _gate(gate: GateResult, *, details: bool = False) -> str:
+    mark = f'<span aria-hidden="true">{_OUTCOME.get(gate.outcome, "?")}</span>'
+    said = "" if gate.outcome == "passed" else f"{escape(gate.outcome)}: "
+    more = ""
+    if details and gate.details and " ".join(gate.details.split()) != gate.reason:
+        more = f"<details><summary>in full</summary><pre tabindex=0>{escape(gate.details)}</pre></details>"
+    return f'<li class="{escape(gate.outcome)}">{mark}{said}{escape(gate.name)}{more}</li>'
 
 
 def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:

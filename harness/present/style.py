@@ -40,7 +40,8 @@ section, footer { margin: 1rem 0; padding: 1rem; background: var(--card); border
 .gates .passed > span:first-child { color: var(--good); }
 .gates .failed, .gates .error { color: var(--bad); font-weight: 600; }
 .gates .skipped { color: var(--unsure); }
-.reason { display: block; font-weight: 400; font-size: .9rem; color: var(--ink); }
+.reason { margin: 0 0 .2rem; }
+div.failed, div.error, div.skipped { margin-bottom: .8rem; padding-left: .8rem; border-left: .2rem solid var(--bad); }
 .gates details { font-weight: 400; color: var(--ink); }
 .charts, .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure, article { margin: 0; min-width: 0; }

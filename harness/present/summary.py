@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
-from harness.present.gates import GateResult, GatesError, GatesFile, all_passed, counts, read_gates
+from harness.present.gates import GateResult, GatesError, GatesFile, all_passed, by_reason, counts, read_gates
 from harness.present.text import code, table
 
 LIMIT = 1_000_000  # bytes; GitHub drops a step's summary above 1 MiB as a whole
@@ -125,24 +125,24 @@ def _verdict(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _gates(gates: Sequence[GateResult]) -> list[str]:
-    bad = [gate for gate in gates if gate.outcome != "passed"]
+    groups = by_reason(gates)
     lines: list[str] = []
-    if bad:
+    if groups:
         lines += ["### Gates that did not pass", ""]
-        lines += table(
-            ("", "gate", "why"),
-            [
-                [_MARK[gate.outcome], code(gate.name), code(gate.reason or "no reason given")]
-                for gate in bad[: 2 * _ROWS]
-            ],
-        )
-        if len(bad) > 2 * _ROWS:
-            lines.append(f"and {len(bad) - 2 * _ROWS} more")
+        rows = []
+        for group in groups[:_ROWS]:
+            # Gates with one reason share a row.
+            names = ", ".join(code(gate.name) for gate in group[:_ROWS])
+            more = f" and {len(group) - _ROWS} more" if len(group) > _ROWS else ""
+            rows.append([_MARK[group[0].outcome], names + more, code(group[0].reason or "no reason given")])
+        lines += table(("", "gate", "why"), rows)
+        if len(groups) > _ROWS:
+            lines += [f"and {sum(map(len, groups[_ROWS:]))} more", ""]
     good = [gate for gate in gates if gate.outcome == "passed"]
     if good:
-        names = [f"- ✅ {code(gate.name)}" for gate in good[: 5 * _ROWS]]
-        more = [f"- and {len(good) - 5 * _ROWS} more"] if len(good) > 5 * _ROWS else []
-        lines += [f"<details><summary>{len(good)} passed</summary>", "", *names, *more, "", "</details>", ""]
+        listed = [f"- ✅ {code(gate.name)}" for gate in good[: 5 * _ROWS]]
+        further = [f"- and {len(good) - 5 * _ROWS} more"] if len(good) > 5 * _ROWS else []
+        lines += [f"<details><summary>{len(good)} passed</summary>", "", *listed, *further, "", "</details>", ""]
     return lines
 
 

@@ -147,13 +147,21 @@ def test_gates_of_another_run_are_not_shown_as_this_ones(tmp_path: Path) -> None
     assert "gates.json is of run another" in text and "regression" not in text
 
 
+def test_gates_with_one_reason_stand_together(tmp_path: Path) -> None:
+    gates = [dataclasses.replace(BAD, nodeid=f"a::test_{n}") for n in range(120)]
+    dataclasses.replace(FILE, gates=[GOOD, *gates]).write(tmp_path)
+    text, _ = render(tmp_path)
+    (row,) = [line for line in text.splitlines() if "the loss is nan" in line]
+    assert "`0`, `1`, " in row and "and 20 more" in row
+
+
 def test_a_summary_never_exceeds_githubs_limit(tmp_path: Path) -> None:
     long = "ü" * 400
-    gates = [GateResult(f"a::test_{n}_{long}", "failed", long, long * 20) for n in range(1000)]
+    gates = [GateResult(f"a::test_{n}_{long}", "failed", f"{n} {long}", long * 20) for n in range(1000)]
     losses = [(n, 1.0, 1.0) for n in range(1, 5001)]
     dataclasses.replace(FILE, gates=gates, losses=losses).write(tmp_path)
     text, _ = render(tmp_path)
-    assert len(text.encode()) <= LIMIT and "and 800 more" in text
+    assert len(text.encode()) <= LIMIT and "and 900 more" in text
     cut = shorten("ü" * 100 + "\n" + "line\n" * 1000, 600)
     assert len(cut.encode()) <= 600
     assert cut.startswith("> [!CAUTION]") and "5,201 bytes" in cut and "**Cut here.**" in cut
@@ -256,7 +264,7 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
     assert found.run_id == RUN_ID and found.verdict == verdict
     assert {gate.name: (gate.outcome, gate.reason) for gate in found.gates} == {
         "good": ("passed", ""),
-        "bad": ("failed", "one is not two assert 1 == 2"),
+        "bad": ("failed", "one is not"),
         "plain": ("failed", "a plain reason"),
         "left out": ("skipped", "Skipped: not here"),
         "broken": ("error", "RuntimeError: no fixture"),
