@@ -117,8 +117,7 @@ def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, An
         rows += [("moved", escape("; ".join(map(str, verdict.get("moved") or []))))]
         rows += [("likely", _text(verdict, "cause"))]
         rows += [("note", escape(str(note))) for note in verdict.get("notes") or []]
-        if verdict.get("next"):
-            rows.append(("next", f"<code>{_text(verdict, 'next')}</code>"))
+        rows += [("next", f"<code>{escape(line)}</code>") for line in str(verdict.get("next") or "").splitlines()]
         lines.append(_list((name, value) for name, value in rows if value))
         lines.append(_out_of_bounds(verdict))
     if facts.baseline is not None:
@@ -192,7 +191,7 @@ def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
         if tolerance == 0:
             notes.append("The losses must be the recorded ones to the bit: the band has no width.")
         elif tolerance < 1e-4:
-            notes.append(f"The band is ±{tolerance:.0e} of the loss, thinner than the line; the chart below shows it.")
+            notes.append(f"The band is ±{tolerance:.0e} of the loss, thinner than the line; the next chart shows it.")
     else:
         notes.append("Nothing is recorded for this run's key: there is no curve to compare with.")
     if len(recorded) not in (0, len(rows)):

@@ -111,8 +111,9 @@ def _verdict(verdict: Mapping[str, Any]) -> list[str]:
         tensors = where.get("tensors") or [where.get("what")]
         rows.append(("first differs", f"step {where.get('step')}, phase {where.get('phase')}: {tensors[0]}"))
     rows += [("moved", str(line)) for line in (verdict.get("moved") or [])[:_ROWS]]
-    rows += [(name, str(verdict[key])) for name, key in (("likely", "cause"), ("next", "next")) if verdict.get(key)]
+    rows += [("likely", str(verdict["cause"]))] if verdict.get("cause") else []
     rows += [("note", str(note)) for note in verdict.get("notes") or []]
+    rows += [("next", line) for line in str(verdict.get("next") or "").splitlines()]
     lines += [f"- {name}: {code(value)}" for name, value in rows]
     out = verdict.get("out_of_bounds") or []
     if out:

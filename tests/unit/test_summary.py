@@ -36,7 +36,7 @@ VERDICT = {
     "moved": ["torch 2.13.0 → 2.14.0"],
     "cause": "another | learning rate",
     "notes": ["a second run gave the same bits"],
-    "next": "python3 -m harness explain a b",
+    "next": "python3 -m harness explain a b\nif it is meant: record",
 }
 FILE = GatesFile(
     RUN_ID,
@@ -94,6 +94,7 @@ def test_the_summary_says_verdict_gates_losses_and_what_moved(tmp_path: Path) ->
         "- moved: `torch 2.13.0 → 2.14.0`",
         "- likely: `another | learning rate`",
         "- next: `python3 -m harness explain a b`",
+        "- next: `if it is meant: record`",
         "| `loss, step 3` | `1.5` | `1.25` | `2e-01` |",
         "and 4 more",
         "| ❌ | `loss is finite` | `the loss is nan` |",
