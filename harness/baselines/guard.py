@@ -39,9 +39,8 @@ def guarded_positions(values64: npt.NDArray[np.float64], guard: float) -> list[i
             position = start + int(np.argmin(np.isfinite(block)))
             raise ValueError(f"a value that is not finite cannot be guarded: position {position}")
         low, high = block - guard, block + guard
-        # -0.0 lies as near as +0.0, and rounds to other bits.
+        # -0.0 lies as near as +0.0, and rounds to other bits. A sum that is zero is +0.0, so `high` needs nothing.
         low[low == 0.0] = -0.0
-        high[high == 0.0] = 0.0
         with np.errstate(over="ignore", under="ignore"):
             same = low.astype(np.float32).view(np.uint32) == high.astype(np.float32).view(np.uint32)
         found += (np.flatnonzero(~same) + start).tolist()

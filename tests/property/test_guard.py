@@ -145,6 +145,12 @@ def test_one_ulp_of_an_unguarded_value_changes_the_guarded_digest(seed: int, dat
     assert tensor_digest({"w": moved}, {"w": positions}) != digest
 
 
+def test_positions_are_those_of_the_whole_tensor_however_large() -> None:
+    values64 = np.ones((3, 200_000))
+    values64[2, 199_998] = values64[1, 7] = 1.0 + 2.0**-24
+    assert guarded_positions(values64, 1e-12) == [200_007, 599_998]
+
+
 @pytest.mark.parametrize("guard", [0.0, -1e-12, math.nan, math.inf])
 def test_a_guard_is_finite_and_positive(guard: float) -> None:
     with pytest.raises(ValueError, match="finite positive"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from toy_lane import Toy, edit_steps
 
 from harness.baselines import compare as compare_module
 from harness.baselines import differences
-from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.baseline import Baseline, Code, Store, dump, load
 from harness.baselines.compare import SecondLegUnavailable, Verdict, compare, judge
 from harness.baselines.record import record
 from harness.baselines.result import PARTS
@@ -178,6 +179,35 @@ def test_the_same_code_needs_no_second_leg(run: Run, store: Store) -> None:
     here = TOY.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)
     verdict = judge(run(here), store, lambda: run(here), None, CODE)
     assert verdict.kind == "environment-moved" and "file by file, that of the recording" in one_screen(verdict)
+
+
+def test_the_same_code_in_the_same_environment_accuses_neither_the_code_nor_chance(run: Run, store: Store) -> None:
+    recorded(run, store, TOY)
+    here = TOY.with_(noise=1e-4)
+    verdict = judge(run(here), store, lambda: run(here), None, CODE)
+    assert verdict.kind == "environment-moved" and "nothing that the provenance names" in one_screen(verdict)
+
+
+def test_a_second_leg_that_computes_something_else_decides_nothing(run: Run, store: Store) -> None:
+    recorded(run, store, TOY)
+    here = TOY.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)
+    verdict = judge(run(here), store, lambda: run(here), lambda baseline: run(TOY.with_(seed=1)), OTHER_CODE)
+    assert verdict.kind == "regression" and "computes something else: no help" in one_screen(verdict)
+
+
+def test_of_other_classes_the_latest_recording_counts(run: Run, store: Store) -> None:
+    for name, at, factor in (
+        ("b" * 16, "2026-01-02", 1.0),
+        ("c" * 16, "2026-01-01", 1.5),
+        ("d" * 16, "2026-01-03", 1.1),
+    ):
+        recorded(run, store, NATIVE.with_(numeric_class=name, rate_factor=factor))
+        (path,) = (path for path in store.paths() if name[:8] in path.name)
+        baseline = load(path)
+        provenance = dataclasses.replace(baseline.provenance, recorded_at=f"{at}T00:00:00+00:00")
+        path.write_text(dump(dataclasses.replace(baseline, provenance=provenance)))
+    assert compare(run(NATIVE.with_(rate_factor=1.1)), store).kind == "tolerance-match"
+    assert compare(run(NATIVE), store).kind == "regression"
 
 
 def test_a_second_run_that_fails_does_not_hide_the_failure(run: Run, store: Store) -> None:
@@ -354,7 +384,7 @@ def test_a_baseline_whose_every_parameter_is_guarded_compares_nothing(run: Run, 
     everything = {name: range(values.size) for name, values in (result.values or {}).items()}
     items = compare_module._nothing_compared(
         list(differences.walk(result, result, compare_module.BITS)),
-        compare_module.dataclasses.replace(baseline.result, guarded=everything),
+        dataclasses.replace(baseline.result, guarded=everything),
     )
     assert [item.part for item in items] == ["checkpoint"]
 
@@ -421,3 +451,8 @@ def test_nan_equals_nothing_not_even_itself() -> None:
     for bits in (True, False):
         assert math.isnan(differences._apart(math.nan, math.nan, 1.0, bits=bits))
         assert math.isinf(differences._apart(math.inf, math.inf, 1.0, bits=bits))
+
+
+def test_minus_zero_is_zero_within_tolerance_and_not_to_the_bit() -> None:
+    assert differences._apart(0.0, -0.0, 1.0, bits=False) == 0.0
+    assert differences._apart(0.0, -0.0, 1.0, bits=True) == math.inf
