@@ -225,7 +225,7 @@ SESSION = """
 """
 GATES = """
     import pytest
-    pytestmark = pytest.mark.smoke
+    pytestmark = getattr(pytest.mark, "smoke")
 
     def test_good(): pass
     def test_bad(): assert 1 == 2, "one is not\\ntwo"
