@@ -15,18 +15,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import audio_files as audio
 import lane_child
 import numpy as np
 import pytest
 import soundfile
+from lazy import Lazy
 
 from harness.lane.audio import inspect_audio
 from harness.lane.errors import LaneError
 from harness.lane.resample import Resampler
-from harness.lane.tokens import chunk_starts, read_chunks
+
+if TYPE_CHECKING:
+    from harness.lane import tokens as lane_tokens
+else:
+    lane_tokens = Lazy("harness.lane.tokens")
 
 pytestmark = pytest.mark.fault
 
@@ -389,7 +394,7 @@ def _make_accepted(folder: Path, name: str, seconds: float = 4.0) -> Path:
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_chunks_are_those_of_the_whole_file(name: str, tmp_path: Path) -> None:
-    """Piece by piece, the stream gives what resampling the whole file at once gives, to 1e-12 of full scale (MP3: 1e-6)."""
+    """Piece by piece, the stream gives what resampling the whole file gives, to 1e-12 of full scale (MP3: 1e-6)."""
     path = _make_accepted(tmp_path, name)
     facts = inspect_audio(path)
     samples, rate = soundfile.read(path, always_2d=True, dtype="float64")
@@ -399,8 +404,8 @@ def test_chunks_are_those_of_the_whole_file(name: str, tmp_path: Path) -> None:
     mono = np.pad(samples.mean(axis=1), resampler.width + 1, mode="edge")
     expected = resampler.resample(mono, -resampler.width - 1, 0, length)
     chunk, stride = 81_920, 30_000
-    chunks = list(read_chunks(path, 32_000, chunk, stride, facts.frames))
-    assert [start for start, _ in chunks] == chunk_starts(length, chunk, stride)
+    chunks = list(lane_tokens.read_chunks(path, 32_000, chunk, stride, facts.frames))
+    assert [start for start, _ in chunks] == lane_tokens.chunk_starts(length, chunk, stride)
     for start, found in chunks:
         # mpg123 itself gives other last bits of a float32 when it is asked for other amounts at a time.
         limit = 1e-6 if name.endswith("mp3") else 1e-12
@@ -489,7 +494,7 @@ def test_all_that_is_accepted_trains(tmp_path: Path, good: Good) -> None:
         assert hashlib.sha256(staged.read_bytes()).hexdigest() == entry["sha256"]
         assert entry["source"].isprintable()
     tokens = np.load(run_dir / "tokens.npy")
-    assert len(tokens) == 2 * (count - 2) + 2 * len(chunk_starts(90 * 32_000, 81_920, 640_000))
+    assert len(tokens) == 2 * (count - 2) + 2 * len(lane_tokens.chunk_starts(90 * 32_000, 81_920, 640_000))
     assert first.printed_report["objective_status"] == "completed"
     assert not (Path.cwd() / "pwned").exists()
     # Again, with what the first run left inside the source folder, and a second output folder in it.
