@@ -82,6 +82,23 @@ def stage_other_bytes(run: Path) -> None:
     staged.write_bytes(data)
 
 
+def edit_manifest(run: Path, **changes: Any) -> None:
+    edit_json(run / "knowledge_audio" / "voice_dataset_manifest.json", **changes)
+
+
+def forget_a_recording(run: Path) -> None:
+    entry = json.loads((run / "knowledge_audio" / "voice_dataset_manifest.json").read_text())["entries"][0]
+    edit_manifest(run, entries=[{**entry, "sha256": "0" * 64}])
+
+
+def note_the_time(run: Path) -> None:
+    import torch
+
+    path = checkpoint_of(run)
+    value = torch.load(path, weights_only=True)
+    torch.save({**value, "meta": {**value["meta"], "saved_at": "now"}}, path)
+
+
 def change_one_token(run: Path) -> None:
     tokens = np.load(run / "tokens.npy")
     tokens[0, 0, 0] ^= 1
@@ -124,6 +141,12 @@ SPOILED: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("a tensor is left out", "test_checkpoint_is_what_training_ended_with",
      lambda r: edit_checkpoint(r, lambda t: t.pop("1.out.bias")), "1.out.bias"),
     ("staged audio differs", "test_manifest_lists_what_is_on_disk", stage_other_bytes, "SHA-256"),
+    ("a recording is left out", "test_every_recording_is_in_the_data_set", forget_a_recording, "not in the manifest"),
+    ("a recording is skipped", "test_every_recording_is_in_the_data_set",
+     lambda r: edit_manifest(r, skipped=["a.flac: cut short"]), "LANE_SKIP_BAD_FILES"),
+    ("a time in the checkpoint", "test_checkpoint_holds_nothing_that_changes", note_the_time, "saved_at"),
+    ("a checkpoint of other steps", "test_checkpoint_holds_nothing_that_changes",
+     lambda r: edit_trace(r, "header", put(seed=1)), "other settings"),
     ("one token differs", "test_tokens_are_those_of_the_trace", change_one_token, "chunk 0"),
     ("a stale status", "test_all_files_are_of_this_run", lambda r: edit_status(r, run_id="0" * 32), "stale"),
     ("logits were replaced", "test_sanitizer_replaced_nothing",

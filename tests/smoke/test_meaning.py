@@ -96,16 +96,19 @@ def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth) -> None:
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     codes = truth.codes
     time = codes.shape[2]
-    frame, delay = time // 2, codes.shape[1]
+    frame = time // 2
     changed = codes.clone()
     changed[:, :, frame:] = (changed[:, :, frame:] + 17) % truth.model.lm.card
     hook = attach(truth.model.lm, adapters)
     with torch.no_grad():
         one, other = (truth.model.lm.compute_predictions(c, [], truth.conditions).logits for c in (codes, changed))
     hook.remove()
-    past, future = slice(0, frame - delay + 1), slice(frame + 1, None)
-    leak = float(torch.nan_to_num(one - other)[:, :, past].abs().max())
-    effect = float(torch.nan_to_num(one - other)[:, :, future].abs().max())
+    moved = torch.nan_to_num(one - other).abs().amax(dim=(0, 3))  # [codebooks, time]
+    # By the delay pattern the model meets the token (codebook k, frame t) at step t + k, having seen the steps before:
+    # what it predicts up to the step of the first changed token is the past, to the very step.
+    steps = torch.arange(time) + torch.arange(codes.shape[1])[:, None]
+    leak = float(moved[steps <= frame].max())
+    effect = float(moved[steps > frame + codes.shape[1]].max())
     assert effect > 1e-3, "the probe changed nothing: it would prove nothing"
     # An FFT's rounding carries 1e-16 of the signal everywhere; a filter that wraps around carries the signal itself.
     assert leak <= 1e-9 * effect, f"a change of tokens from frame {frame} on moves logits before it by up to {leak:.3g}"
@@ -121,4 +124,24 @@ def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth) -> N
     digest = hashlib.sha256()
     for name, tensor in truth.model.lm.state_dict().items():
         digest.update(name.encode() + b"\0" + tensor.to(dtype).contiguous().numpy().tobytes())
-    assert digest.hexdigest() == lane_run.trace.end["base_digest"]
+    expected, found = digest.hexdigest(), lane_run.trace.end["base_digest"]
+    assert found == expected, (
+        f"the lane's frozen model has digest {found}: it is not the model that audiocraft loads, {expected}"
+    )
+
+
+def test_sanitizer_counts_what_it_hides(lane_run: RunEvidence) -> None:
+    """A healthy run has nothing to replace, so its files do not show whether the count works."""
+    import torch
+
+    from harness.lane.objective import sanitize
+
+    logits = torch.zeros(1, 2, 3, 4)
+    mask = torch.ones(1, 2, 3, dtype=torch.bool)
+    mask[0, 1, 2] = False
+    logits[0, 1, 2] = float("nan")  # as audiocraft marks an invalid position
+    assert int(sanitize(logits, mask).replaced) == 0, "invalid positions are counted as replaced"
+    logits[0, 0, 1, 2], logits[0, 1, 0, 3] = float("nan"), float("inf")
+    clean, replaced = sanitize(logits, mask)
+    assert bool(torch.isfinite(clean).all()), "the sanitizer lets values through that are not finite"
+    assert int(replaced) == 2, f"of 2 logits that are not finite, the sanitizer counted {int(replaced)}"
