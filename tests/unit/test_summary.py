@@ -259,7 +259,7 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     words = [sys.executable, "-m", "pytest", *workers, "--junitxml", "junit.xml"]
-    done = subprocess.run(words, cwd=tests, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=tests, env=environ, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
     found = read_gates(run_dir)
     assert found.run_id == RUN_ID and found.verdict == verdict
@@ -284,7 +284,7 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
 def test_summary_runs_where_nothing_is_installed(tmp_path: Path) -> None:
     FILE.write(tmp_path)
     words = [*BARE_PYTHON, "-m", "harness", "summary", str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=clean_environ(LC_ALL="C"), capture_output=True, timeout=60)
+    done = subprocess.run(words, cwd=ROOT, env=clean_environ(LC_ALL="C"), capture_output=True, timeout=240)
     assert done.returncode == 0 and done.stdout.decode().startswith("## ❌ Lane: `regression`"), done.stderr
 
 
