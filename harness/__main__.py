@@ -49,6 +49,8 @@ COMMANDS: dict[str, Command] = {
     "baseline": Command("harness.baselines.cli:main", "show or list what is recorded", True),
     "sensitivity": Command("harness.proof.sensitivity:main", "how small a change is seen; a table", True),
     "universality": Command("harness.proof.universality:main", "prove that the digest holds everywhere; a table", True),
+    "mutation": Command("harness.proof.mutation:main", "seed faults, and see which gates notice; a table", True),
+    "false-alarms": Command("harness.proof.false_alarms:main", "clean runs under all that must not matter", True),
     "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what", False),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
     "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", True),

@@ -1,0 +1,172 @@
+"""Writes docs/detection.md from the kept results of the mutation campaign and of the search for false alarms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.proof import false_alarms, mutation, recordings
+from harness.proof.copies import ROOT
+from harness.proof.faults import FAMILIES, Fault, faults
+from harness.proof.mutation import Trial, outcome, read_rows
+
+DOCUMENT = ROOT / "docs" / "detection.md"
+# What needs words: a fault that one of the columns cannot catch, and why; by fault and column.
+EXPLAINED: dict[tuple[str, str], str] = {}
+# Added by hand, once for each mutant of the comparison that the tests leave alive: what it is, and why it may live.
+MUTANTS = ROOT / "docs" / "mutants.json"
+MUTANT_COLUMNS = ("file", "function", "change", "why it may live")
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def write() -> None:
+    """Write the page from what is kept."""
+    DOCUMENT.write_text(document(read_rows(mutation.RESULTS), read_rows(false_alarms.RESULTS, "case")))
+    print(f"wrote {DOCUMENT}")
+
+
+def document(trials: Rows, clean: Rows) -> str:
+    """The page."""
+    return "\n".join([*_top(), *_faults(trials), *_clean(clean), *_comparator()]) + "\n"
+
+
+def _top() -> Iterator[str]:
+    yield "# The harness as a detector: what was measured"
+    yield ""
+    yield "Written by `python3 -m harness mutation` and `python3 -m harness false-alarms`; do not edit."
+    yield ""
+
+
+def _faults(trials: Rows) -> Iterator[str]:
+    every = faults()
+    rows = {
+        (fault.name, column): trials.get(Trial(fault, column).name) for fault in every for column in mutation.COLUMNS
+    }
+    known = [row for row in rows.values() if row is not None]
+    yield "## Seeded faults"
+    yield ""
+    yield "Each fault is a small textual change of a copy of the lane, and a whole run of it. It counts as caught only"
+    yield "if the gate that is named here is red and its message holds the words given in `harness/proof/faults.py`; a"
+    yield "crash of the changed lane counts as nothing. *Classic*: the four gates that such lanes usually have (report"
+    yield "completed, finite loss, non-empty checkpoint, status completed). *Universal*: the exact part of the recorded"
+    yield "baseline, and our other gates. *Float32*: nothing is recorded for this numeric class, so that there is the"
+    yield "tolerance tier, against a recording of another class, and our other gates."
+    yield ""
+    yield f"{len(every)} faults. {_when(known)}"
+    yield ""
+    yield "| | classic | universal | float32 |"
+    yield "|---|---|---|---|"
+    for family, meaning in FAMILIES.items():
+        chosen = [fault for fault in every if fault.family == family]
+        yield f"| {family}: {meaning} | {_tally(chosen, rows)} |"
+    yield f"| **all** | {_tally(every, rows)} |"
+    controls = [row for name, row in trials.items() if row["fault"] == ""]
+    green = sum(not row["red"] for row in controls)
+    yield ""
+    yield f"The lane unchanged, on the same data in the same columns: {green} of {len(controls)} runs pass every gate."
+    yield ""
+    yield "| fault | what it is | data | classic | universal: gate | float32: gate | gates red |"
+    yield "|---|---|---|---|---|---|---|"
+    for fault in every:
+        yield _row(fault, rows)
+    yield ""
+    yield from (f"* **{name}** ({column}): {why}" for (name, column), why in EXPLAINED.items())
+    yield ""
+    yield "Data: " + "; ".join(f"*{name}* is {what}" for name, what in recordings.DATA_SETS.items()) + "."
+    yield ""
+
+
+def _caught(fault: Fault, row: Mapping[str, Any] | None) -> bool:
+    return row is not None and outcome(fault, dict(row)) == "caught"
+
+
+def _tally(chosen: Sequence[Fault], rows: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> str:
+    classic = sum(bool((rows[f.name, "universal"] or {}).get("classic")) for f in chosen)
+    cells = [f"{classic} of {len(chosen)}"]
+    for column in mutation.COLUMNS:
+        run = [f for f in chosen if rows[f.name, column] is not None]
+        cells.append(f"{sum(_caught(f, rows[f.name, column]) for f in run)} of {len(run)}")
+    return " | ".join(cells)
+
+
+def _row(fault: Fault, rows: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> str:
+    cells: list[str] = []
+    red: list[str] = []
+    for column in mutation.COLUMNS:
+        row = rows[fault.name, column]
+        gate = fault.expected(column)[0].replace("_", " ")
+        if row is None:
+            cells.append("not run")
+            continue
+        result = outcome(fault, dict(row))
+        cells.append(gate if result == "caught" else f"**{result}** ({gate})")
+        red.append(str(len(row["red"])))
+    classic = (rows[fault.name, "universal"] or {}).get("classic")
+    seen = ", ".join(classic) if classic else "missed"
+    data = fault.data + (f", after a run on {fault.before}" if fault.before else "")
+    return f"| {fault.name} | {fault.what} | {data} | {seen} | {' | '.join(cells)} | {', '.join(red)} |"
+
+
+def _clean(rows: Rows) -> Iterator[str]:
+    repeats = [row for name, row in rows.items() if name.startswith("repeat ")]
+    others = [row for name, row in rows.items() if not name.startswith("repeat ")]
+    tried = [row for row in others if "skipped" not in row]
+    alarms = sum(not false_alarms.good(row) for row in (*tried, *repeats))
+    yield "## False alarms"
+    yield ""
+    yield "Each case is one whole clean session of the gates, which trains. The plain repeats fork the lane and the"
+    yield "gates after the imports."
+    yield ""
+    yield f"{alarms} false alarms in {len(tried) + len(repeats)} sessions: {len(tried)} circumstances and"
+    yield f"{len(repeats)} plain repeats. {_when([*tried, *repeats])}"
+    yield ""
+    yield "| circumstance | gates passed |"
+    yield "|---|---|"
+    for row in others:
+        if "skipped" in row:
+            yield f"| {row['case']} | not tried: {row['skipped']} |"
+        else:
+            alarm = "" if false_alarms.good(row) else " **alarm**"
+            yield f"| {row['case']} | {row['passed']} of {row['gates']}{alarm} |"
+    yield ""
+    emulated = [row for row in _json_lines(ROOT / "docs" / "universality.jsonl") if "emulated" in row["case"]]
+    for row in emulated:
+        yield f"{row['case']}: the comparison with the baseline says `{row['verdict']}` ([table](universality.md))."
+    yield ""
+
+
+def _comparator() -> Iterator[str]:
+    if not MUTANTS.exists():
+        return
+    kept = json.loads(MUTANTS.read_text())
+    yield "## The comparison itself"
+    yield ""
+    yield kept["how"]
+    yield ""
+    yield "| " + " | ".join(kept["columns"]) + " |"
+    yield "|" + "---|" * len(kept["columns"])
+    for cells in kept["files"]:
+        yield "| " + " | ".join(map(str, cells)) + " |"
+    yield ""
+    if kept["alive"]:
+        yield "| " + " | ".join(MUTANT_COLUMNS) + " |"
+        yield "|" + "---|" * len(MUTANT_COLUMNS)
+        for cells in kept["alive"]:
+            yield "| " + " | ".join(cells) + " |"
+        yield ""
+
+
+def _when(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Dates and commits that the rows are of."""
+    if not rows:
+        return "Not measured yet."
+    dates, commits = sorted({row["date"] for row in rows}), sorted({row["commit"] for row in rows})
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"Measured {span}, at {', '.join(f'`{commit}`' for commit in commits)}."
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,605 @@
+"""The faults of the campaign: mistakes that people make in training code, each as a small change of the lane's files.
+
+Each names the gate that must notice it, and words that must stand in that gate's message: a gate that is red for
+another reason has not caught the fault. Phases in those words ("step 1 of 24, phase optimizer") hold the harness to
+its promise that a failure says where the run parts from the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.proof.copies import Edit
+
+LANE = "harness/lane/"
+FAMILIES = {
+    "data": "which audio, and what becomes of it before the codec",
+    "order": "which chunks are trained on, and when",
+    "objective": "what the loss is computed from",
+    "adapter": "what the adapter computes, and what is trained",
+    "optimizer": "how gradients become an update",
+    "model": "the frozen model and its precision",
+    "checkpoint": "what is written of the result",
+    "report": "what the run says of itself",
+}
+
+# The gates, by the names of their tests.
+TOKENS = "tokens_are_the_codecs_own_of_the_audio"
+FIRST_LOSS = "first_loss_is_the_models_own_on_the_audio"
+CHUNKS = "every_chunk_is_trained_on_and_in_whole_batches"
+SAME_DATA = "dataset_digest_is_the_recorded_one"
+SAME_TOKENS = "tokens_digest_is_the_recorded_one"
+SAME_LOSS = "loss_curve_is_the_recorded_one"
+SAME_CHECKPOINT = "checkpoint_digest_is_the_recorded_one"
+CAUSAL = "adapter_is_causal"
+MOVED = "every_adapter_tensor_moved"
+ENDED_WITH = "checkpoint_is_what_training_ended_with"
+GIVES_LOSS = "checkpoint_gives_the_loss_that_training_ended_with"
+COMPLETED = "objective_status_is_completed"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake. ``gate`` must fail, with ``says`` in its message; ``gate32`` and ``says32`` in float32, if others.
+
+    ``data``: the data set it is run on (see recordings.py). ``before``: a data set that an earlier run in the same run
+    directory was made of. ``trains``: the gates' own session runs the lane, and runs it again when it is red, which
+    takes longer and is needed to tell chance from change.
+    """
+
+    name: str
+    what: str
+    family: str
+    edits: tuple[Edit, ...]
+    gate: str
+    says: str
+    gate32: str = ""
+    says32: str = ""
+    data: str = "shipped"
+    before: str = ""
+    trains: bool = False
+
+    def expected(self, column: str) -> tuple[str, str]:
+        """The gate that must fail in a column (`universal` or `float32`), and what its message must hold."""
+        if column != "float32":
+            return self.gate, self.says
+        # Within a tolerance, a difference may come to light later than where it began.
+        says = "beyond the tolerance" if "phase" in self.says else self.says
+        return self.gate32 or self.gate, self.says32 or says
+
+
+def lane(file: str, old: str, new: str) -> Edit:
+    """A change of one of the lane's files."""
+    return Edit(f"{LANE}{file}", old, new)
+
+
+def faults() -> list[Fault]:
+    """Every fault, family by family."""
+    found = [*_data(), *_order(), *_objective(), *_adapter(), *_optimizer(), *_model(), *_checkpoint(), *_report()]
+    names = [fault.name for fault in found]
+    assert len(set(names)) == len(names), "two faults of one name"
+    assert {fault.family for fault in found} == set(FAMILIES)
+    return found
+
+
+def one_of_each_family() -> list[Fault]:
+    """The first fault of each family: the short form."""
+    return [next(fault for fault in faults() if fault.family == family) for family in FAMILIES]
+
+
+ENCODE = "codes.append(codec.encode(wave.expand(-1, codec.channels, -1))[0].cpu())"
+MONO = "block.mean(axis=1)"
+CODED = "return TokenSet(torch.cat(codes), sources)"
+LIST_SORTED = "return sorted(found, key=os.fsencode)"
+ENTRIES_SORTED = 'entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))'
+REAL = "real = source.resolve()\n    digest = file_sha256(real)"
+
+
+def _data() -> Iterator[Fault]:
+    yield Fault(
+        "random codes", "random codes in place of the audio's", "data",
+        (lane("tokens.py", ENCODE, "codes.append(torch.randint(0, 256, (len(waiting), 4, wave.shape[-1] // hop), "
+                                   "generator=torch.Generator().manual_seed(len(codes))))"),),
+        TOKENS, "are not the codec's tokens of the audio",
+    )  # fmt: skip
+    yield Fault(
+        "resampling skipped", "samples at 44.1 kHz are taken for samples at the model's rate", "data",
+        (
+            lane("tokens.py", "resampler = Resampler(stream.sample_rate, sample_rate)",
+                 "resampler = Resampler(sample_rate, sample_rate)"),
+            lane("tokens.py", 'Resampler(entry["sample_rate"], rate).output_length',
+                 "Resampler(rate, rate).output_length"),
+        ),
+        TOKENS, "are not the codec's tokens of the audio", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "stereo summed", "the channels of a stereo file are summed, not averaged", "data",
+        (lane("tokens.py", MONO, "block.sum(axis=1)"),),
+        TOKENS, "are not the codec's tokens of the audio", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "one channel dropped", "of a stereo file only the left channel is used", "data",
+        (lane("tokens.py", MONO, "block[:, 0]"),),
+        TOKENS, "are not the codec's tokens of the audio", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "audio clipped", "a gain of 4 before a clip at full scale", "data",
+        (lane("tokens.py", MONO, "np.clip(4 * block.mean(axis=1), -1, 1)"),),
+        TOKENS, "are not the codec's tokens of the audio",
+    )  # fmt: skip
+    yield Fault(
+        "wrong file staged", "the file to stage is found again by the first letters of its name", "data",
+        (lane("dataset.py", REAL, f"{REAL}\n    real = next(p for p in sorted(real.parent.iterdir()) "
+                                  "if p.name[:4] == real.name[:4])"),),
+        "manifest_lists_what_is_on_disk", "SHA-256", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "wrong file, and the manifest agrees", "the same, before the file's digest is taken", "data",
+        (lane("dataset.py", REAL, "real = source.resolve()\n    real = next(p for p in sorted(real.parent.iterdir()) "
+                                  "if p.name[:4] == real.name[:4])\n    digest = file_sha256(real)"),),
+        "every_recording_is_in_the_data_set", "is not in the manifest", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "a file left out", "the first file of the folder is forgotten", "data",
+        (lane("dataset.py", LIST_SORTED, f"{LIST_SORTED}[1:]"),),
+        SAME_DATA, "no recording has this run's data", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "bad file swallowed", "an unreadable file is left out without a word: the exception is swallowed", "data",
+        (
+            lane("dataset.py", "if not settings.skip_bad_files:", "if False:"),
+            lane("dataset.py", "skipped.append(error.cause)", "pass"),
+        ),
+        "every_recording_is_in_the_data_set", "is not in the manifest", data="broken",
+    )  # fmt: skip
+    yield Fault(
+        "stale tokens", "tokens come from a cache that was made from another recording", "data",
+        (lane("tokens.py", CODED,
+              'cache = settings.run_dir / "tokens-cache.npy"\n    if cache.exists():\n'
+              "        codes = [torch.from_numpy(np.load(cache))]\n"
+              f"    np.save(cache, torch.cat(codes).numpy())\n    {CODED}"),),
+        TOKENS, "are not the codec's tokens of the audio", data="mixed", before="older",
+    )  # fmt: skip
+    yield Fault(
+        "stride wrong", "chunks overlap by half", "data",
+        (lane("tokens.py", "round(settings.stride_seconds * rate)", "round(settings.stride_seconds * rate / 2)"),),
+        SAME_TOKENS, "phase tokens",
+    )  # fmt: skip
+    yield Fault(
+        "one chunk twice", "the first chunk of a file is cut out twice", "data",
+        (lane("tokens.py", "starts = list(range(0, total - chunk + 1, stride))",
+              "starts = [0, *range(0, total - chunk + 1, stride)]"),),
+        SAME_TOKENS, "phase tokens",
+    )  # fmt: skip
+    yield Fault(
+        "end of file dropped", "what is left after the last whole chunk of a file is not used", "data",
+        (lane("tokens.py", "if starts[-1] + chunk < total:", "if False:"),),
+        SAME_TOKENS, "phase tokens",
+    )  # fmt: skip
+    yield Fault(
+        "order of the listing", "files are taken in the order in which the file system lists them", "data",
+        (lane("dataset.py", LIST_SORTED, "return found"), lane("dataset.py", ENTRIES_SORTED, "pass")),
+        SAME_TOKENS, "phase tokens", data="mixed",
+    )  # fmt: skip
+
+
+PERMUTED = "waiting += draws.permutation(chunks)"
+ORDER = 'draws = Draws(settings.seed, "order")'
+
+
+def _order() -> Iterator[Fault]:
+    yield Fault(
+        "one chunk repeated", "chunks are drawn with replacement", "order",
+        (lane("trainer.py", PERMUTED,
+              "waiting += [int(value) for value in (draws.uniform((chunks,), 0.5) + 0.5) * chunks]"),),
+        CHUNKS, "left out or repeated",
+    )  # fmt: skip
+    yield Fault(
+        "unseeded shuffle", "the order of chunks comes from the operating system", "order",
+        (lane("trainer.py", ORDER, 'import os\n\n    draws = Draws(int.from_bytes(os.urandom(7), "big"), "order")'),),
+        SAME_LOSS, "nondeterministic", trains=True,
+    )  # fmt: skip
+    yield Fault(
+        "order by hash", "the order of chunks depends on Python's hash seed", "order",
+        (lane("trainer.py", PERMUTED, "waiting += sorted(draws.permutation(chunks), key=lambda i: hash(str(i)))"),),
+        SAME_LOSS, "nondeterministic", trains=True,
+    )  # fmt: skip
+    yield Fault(
+        "not shuffled", "chunks come in the order of the files", "order",
+        (lane("trainer.py", PERMUTED, "waiting += range(chunks)"),),
+        SAME_LOSS, "step 1 of 24, phase data",
+    )  # fmt: skip
+    yield Fault(
+        "last batch dropped", "what is left of an epoch and fills no batch is thrown away", "order",
+        (lane("trainer.py", PERMUTED, "waiting = draws.permutation(chunks)"),),
+        CHUNKS, "repeat", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "smaller last batch", "the last batch of an epoch is what is left", "order",
+        (lane("trainer.py", "while len(waiting) < settings.batch:", "if not waiting:"),),
+        CHUNKS, "has a batch of", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "always the first batch", "every step trains on the first batch, and the trace says otherwise", "order",
+        (lane("trainer.py", "codes = tokens.codes[chunks].to(device)\n\n", "codes = first_codes\n\n"),),
+        SAME_LOSS, "step 2 of 24, phase forward",
+    )  # fmt: skip
+
+
+TARGETS = "targets = torch.where(mask, codes, -100)"
+SANITIZED = "clean, replaced = sanitize(logits, mask)"
+MEAN = "return Loss(by_codebook.mean(), "
+BY_VALID = ".sum(dim=1) / valid"
+
+
+def _objective() -> Iterator[Fault]:
+    yield Fault(
+        "targets shifted", "targets are shifted by one, where logits are already aligned", "objective",
+        (lane("objective.py", TARGETS, "targets = torch.where(mask, codes.roll(-1, dims=2), -100)"),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "mask ignored", "invalid positions count, with logits of zero", "objective",
+        (lane("objective.py", TARGETS, "targets = codes"),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "loss over NaN", "NaN-filled positions are made zero by nan_to_num, and count", "objective",
+        (
+            lane("objective.py", SANITIZED,
+                 "clean, replaced = torch.nan_to_num(logits), torch.zeros((), dtype=torch.int64)"),
+            lane("objective.py", TARGETS, "targets = codes"),
+            lane("objective.py", "valid = mask.sum(dim=(0, 2))", "valid = torch.ones_like(mask).sum(dim=(0, 2))"),
+        ),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "mean over all positions", "the sum over valid positions is divided by the number of all positions",
+        "objective",
+        (lane("objective.py", BY_VALID, ".sum(dim=1) / (codes.shape[0] * codes.shape[2])"),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "sanitizer hides everything", "replaced logits are not counted", "objective",
+        (lane("objective.py", "(valid & ~finite).sum()", "(valid & ~finite).sum() * 0"),),
+        "sanitizer_counts_what_it_hides", "counted 0",
+    )  # fmt: skip
+    yield Fault(
+        "clamp at 3", "logits are clamped to ±3", "objective",
+        (lane("objective.py", "CPU_CLAMP = 30.0", "CPU_CLAMP = 3.0"),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "one codebook ignored", "the last codebook does not count in the loss", "objective",
+        (lane("objective.py", MEAN, "return Loss(by_codebook[:-1].mean(), "),),
+        FIRST_LOSS, "the mean over the codebooks is",
+    )  # fmt: skip
+    yield Fault(
+        "summed over codebooks", "the loss is the sum over codebooks, not the mean", "objective",
+        (lane("objective.py", MEAN, "return Loss(by_codebook.sum(), "),),
+        FIRST_LOSS, "the mean over the codebooks is",
+    )  # fmt: skip
+    yield Fault(
+        "loss scaled", "the loss is scaled by 1/4 before the backward pass, as if batches were accumulated",
+        "objective",
+        (lane("trainer.py", "loss.total.backward()", "(loss.total / 4).backward()"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+    )  # fmt: skip
+    yield Fault(
+        "label smoothing", "a smoothing of 0.1 is left over from an experiment", "objective",
+        (lane("objective.py", 'reduction="none"', 'reduction="none", label_smoothing=0.1'),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "condition text dropped", "the model is conditioned on an empty text", "objective",
+        (lane("trainer.py", "condition_tensors(model, settings.description,", 'condition_tensors(model, "",'),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+
+
+ATTACH = "hook = attach(model.lm, adapters, watch)"
+NORMED = "normed = F.layer_norm(x, x.shape[-1:])"
+FREEZE = "module.requires_grad_(False)"
+NOT_CAUSAL = "moves logits before it"
+
+
+def _adapter() -> Iterator[Fault]:
+    yield Fault(
+        "circular FFT", "the filter's FFT is not padded: what comes last wraps around to the beginning", "adapter",
+        (lane("adapter.py", "size = time + TAPS", "size = time"),),
+        CAUSAL, NOT_CAUSAL,
+    )  # fmt: skip
+    yield Fault(
+        "one token ahead", "the filter's output is cut out one position too late", "adapter",
+        (lane("adapter.py", "[:, :time]", "[:, 1 : time + 1]"),),
+        CAUSAL, NOT_CAUSAL,
+    )  # fmt: skip
+    yield Fault(
+        "norm over time", "LayerNorm's statistics are taken over time too", "adapter",
+        (lane("adapter.py", NORMED, "normed = F.layer_norm(x, x.shape[-2:])"),),
+        CAUSAL, NOT_CAUSAL,
+    )  # fmt: skip
+    yield Fault(
+        "no identity", "the residual path goes through LayerNorm: fresh adapters change the model", "adapter",
+        (lane("adapter.py", "return x + gate * branch", "return normed + gate * branch"),),
+        "fresh_adapters_are_the_identity", "change their input",
+    )  # fmt: skip
+    yield Fault(
+        "not attached", "the adapters are taken off again, and the base model is not frozen", "adapter",
+        (lane("trainer.py", ATTACH, f"{ATTACH}\n    hook.remove()"), lane("model.py", FREEZE, "")),
+        COMPLETED, "has no gradient",
+    )  # fmt: skip
+    yield Fault(
+        "attached with a scale of zero", "the adapters' output is multiplied by zero", "adapter",
+        (lane("adapter.py", "x = adapter(x)", "x = x + 0.0 * (adapter(x) - x)"),),
+        "loss_falls", "fell by 0.0000",
+    )  # fmt: skip
+    yield Fault(
+        "attached twice", "the hook is registered twice: each adapter is applied two times", "adapter",
+        (lane("trainer.py", ATTACH, f"attach(model.lm, adapters, watch)\n    {ATTACH}"),),
+        GIVES_LOSS, "the lane says",
+    )  # fmt: skip
+    yield Fault(
+        "one block of two attached", "only the first block is applied", "adapter",
+        (lane("adapter.py", "for adapter in adapters:", "for adapter in adapters[:1]:"),),
+        COMPLETED, "1.decay has no gradient",
+    )  # fmt: skip
+    yield Fault(
+        "gate detached", "the gate is detached from the graph", "adapter",
+        (lane("adapter.py", "torch.sigmoid(self.gate(normed))", "torch.sigmoid(self.gate(normed)).detach()"),),
+        COMPLETED, "gate.bias has no gradient",
+    )  # fmt: skip
+    yield Fault(
+        "input detached", "the branch's input is detached: no gradient from the second block's branch to the first",
+        "adapter",
+        (lane("adapter.py", NORMED, f"{NORMED}.detach()"),),
+        SAME_CHECKPOINT, "phase backward",
+    )  # fmt: skip
+    yield Fault(
+        "dropout left on", "the adapter has a dropout that no evaluation turns off", "adapter",
+        (lane("adapter.py", "self.filter(normed)", "self.filter(F.dropout(normed, 0.1))"),),
+        GIVES_LOSS, "the lane says",
+    )  # fmt: skip
+    yield Fault(
+        "one tensor frozen", "the optimizer is not given one of the adapters' tensors", "adapter",
+        (lane("trainer.py", "parameters.values(),\n", '[p for n, p in parameters.items() if n != "1.decay"],\n'),),
+        MOVED, "1.decay",
+    )  # fmt: skip
+    yield Fault(
+        "fresh adapters of another seed", "the seed of the adapters' initialisation is a constant", "adapter",
+        (lane("__main__.py", "make_adapters(model.lm.dim, settings.seed,", "make_adapters(model.lm.dim, 1234,"),),
+        SAME_CHECKPOINT, "phase start",
+    )  # fmt: skip
+    yield Fault(
+        "unseeded initialisation", "the adapters' initial values come from the operating system", "adapter",
+        (lane("adapter.py", 'draws = Draws(seed, "adapter")',
+              'import os\n\n    draws = Draws(int.from_bytes(os.urandom(7), "big"), "adapter")'),),
+        SAME_CHECKPOINT, "nondeterministic", trains=True,
+    )  # fmt: skip
+
+
+SET_RATE = 'optimizer.param_groups[0]["lr"] = learning_rate(settings, step)'
+UPDATE = "        optimizer.step()\n"
+UPDATED = "step 1 of 24, phase optimizer"
+
+
+def _optimizer() -> Iterator[Fault]:
+    def rate(name: str, what: str, new: str) -> Fault:
+        edits = (lane("trainer.py", SET_RATE, f'optimizer.param_groups[0]["lr"] = {new}'),)
+        return Fault(name, what, "optimizer", edits, SAME_CHECKPOINT, UPDATED)
+
+    yield rate("learning rate x 2", "the learning rate is doubled", "2 * learning_rate(settings, step)")
+    yield rate("learning rate x 1.01", "the learning rate is 1 % higher", "1.01 * learning_rate(settings, step)")
+    yield rate("scheduler off by one", "the schedule counts steps from 0", "learning_rate(settings, step - 1)")
+    yield rate("no warm-up", "the learning rate begins at its peak", "learning_rate(settings, max(step, 3))")
+    yield Fault(
+        "schedule not applied", "the scheduler is never called", "optimizer",
+        (lane("trainer.py", SET_RATE, "pass"),), SAME_CHECKPOINT, UPDATED,
+    )  # fmt: skip
+    yield Fault(
+        "zero_grad missing", "gradients add up from step to step", "optimizer",
+        (lane("trainer.py", "optimizer.zero_grad()", "pass"),), SAME_LOSS, "step 2 of 24, phase backward",
+    )  # fmt: skip
+    yield Fault(
+        "weight decay dropped", "the weight decay is not handed on", "optimizer",
+        (lane("trainer.py", "weight_decay=settings.weight_decay,", "weight_decay=0.0,"),), SAME_CHECKPOINT, UPDATED,
+    )  # fmt: skip
+    yield Fault(
+        "betas swapped", "AdamW's betas are swapped", "optimizer",
+        (lane("trainer.py", "BETAS = (0.9, 0.999)", "BETAS = (0.999, 0.9)"),), SAME_LOSS, "phase optimizer",
+    )  # fmt: skip
+    yield Fault(
+        "epsilon of 1e-8", "AdamW's epsilon is torch's own", "optimizer",
+        (lane("trainer.py", "EPSILON = 1e-6", "EPSILON = 1e-8"),), SAME_CHECKPOINT, UPDATED,
+    )  # fmt: skip
+    yield Fault(
+        "Adam for AdamW", "weight decay goes through the gradient's moments", "optimizer",
+        (lane("trainer.py", "torch.optim.AdamW(", "torch.optim.Adam("),), SAME_CHECKPOINT, UPDATED,
+    )  # fmt: skip
+    yield Fault(
+        "wrong parameters", "the optimizer is given copies of the adapters' parameters", "optimizer",
+        (lane("trainer.py", "parameters.values(),\n",
+              "[nn.Parameter(p.detach().clone()) for p in parameters.values()],\n"),),
+        MOVED, "not moved by the training",
+    )  # fmt: skip
+    yield Fault(
+        "gradients clipped", "gradients are clipped at a norm of 0.01", "optimizer",
+        (lane("trainer.py", UPDATE,
+              f"        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 0.01)\n{UPDATE}"),),
+        SAME_CHECKPOINT, "phase optimizer",
+    )  # fmt: skip
+    yield Fault(
+        "last update skipped", "the last step computes a gradient and does not use it", "optimizer",
+        (lane("trainer.py", UPDATE, "        if step < settings.steps:\n            optimizer.step()\n"),),
+        SAME_CHECKPOINT, "step 24 of 24, phase optimizer", says32="checkpoint",
+    )  # fmt: skip
+
+
+def _model() -> Iterator[Fault]:
+    yield Fault(
+        "base model trained", "the base model is not frozen, and the optimizer has its parameters", "model",
+        (
+            lane("model.py", FREEZE, ""),
+            lane("trainer.py", "parameters.values(),\n", "[*parameters.values(), *model.lm.parameters()],\n"),
+        ),
+        "base_model_is_unchanged", "the frozen model's digest was",
+    )  # fmt: skip
+    yield Fault(
+        "half precision", "the model computes in bfloat16 on the CPU", "model",
+        (lane("__main__.py", "load_model(settings, dtype)", "load_model(settings, torch.bfloat16)"),),
+        FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "weights in half precision", "the base model's weights go through float16 when they are loaded", "model",
+        (lane("model.py", "model.lm.to(dtype)", "model.lm.to(torch.float16).to(dtype)"),),
+        "base_model_is_the_shipped_one", "not the model that audiocraft loads",
+    )  # fmt: skip
+    yield Fault(
+        "eval mode forgotten", "the base model stays in training mode, with its dropout", "model",
+        (lane("model.py", "module.eval()", "module.train()"),),
+        FIRST_LOSS, "the model's own is", data="mixed",
+    )  # fmt: skip
+
+
+WRITTEN = "run.checkpoint = write_checkpoint(settings, adapters, "
+PROGRESS = "        def progress(done: int, total: int, loss: float) -> None:\n"
+SERIALISED = '_serialise({"adapter": tensors, "meta": meta})'
+ROUNDED = "tensors = adapter_tensors(adapters, torch.float32)"
+
+
+def _checkpoint() -> Iterator[Fault]:
+    yield Fault(
+        "saved before the last step", "the checkpoint holds the adapters as they were one step earlier", "checkpoint",
+        (
+            lane("__main__.py", PROGRESS,
+                 "        import copy\n\n        kept: list[Any] = []\n\n"
+                 f"{PROGRESS}            kept.append(copy.deepcopy(adapters))\n"),
+            lane("__main__.py", WRITTEN, "run.checkpoint = write_checkpoint(settings, kept[-2], "),
+        ),
+        ENDED_WITH, "as the trace says",
+    )  # fmt: skip
+    yield Fault(
+        "initial weights saved", "the checkpoint holds the adapters as they were before training", "checkpoint",
+        (
+            lane("__main__.py", WRITTEN,
+                 "run.checkpoint = write_checkpoint(settings, make_adapters(model.lm.dim, settings.seed, "
+                 "dtype=adapter_dtype, device=settings.device), "),
+        ),
+        ENDED_WITH, "as the trace says",
+    )  # fmt: skip
+    yield Fault(
+        "a tensor left out", "one tensor does not get into the checkpoint", "checkpoint",
+        (lane("checkpoint.py", "for name in sorted(state)}", 'for name in sorted(state) if name != "1.gate.bias"}'),),
+        ENDED_WITH, "1.gate.bias",
+    )  # fmt: skip
+    yield Fault(
+        "NaN in an unused tensor", "a buffer that nothing uses holds NaN", "checkpoint",
+        (lane("checkpoint.py", SERIALISED,
+              '_serialise({"adapter": {**tensors, "unused": torch.full((4,), torch.nan)}, "meta": meta})'),),
+        "checkpoint_is_not_empty_and_finite", "unused has 4 of 4 values that are not finite",
+    )  # fmt: skip
+    yield Fault(
+        "empty checkpoint", "the checkpoint's file is there, with no tensor in it", "checkpoint",
+        (lane("checkpoint.py", SERIALISED, '_serialise({"adapter": {}, "meta": meta})'),),
+        "checkpoint_is_not_empty_and_finite", "holds no tensor",
+    )  # fmt: skip
+    yield Fault(
+        "checkpoint in half precision", "values go through bfloat16 when they are written", "checkpoint",
+        (lane("checkpoint.py", ROUNDED,
+              "tensors = {n: t.bfloat16().float() for n, t in adapter_tensors(adapters, torch.float32).items()}"),),
+        ENDED_WITH, "rounded to float32", says32="as the trace says",
+    )  # fmt: skip
+    yield Fault(
+        "time in the digest", "the tensor digest covers the time of writing", "checkpoint",
+        (
+            lane("checkpoint.py", "tensor_digest({name: tensor.numpy() for name, tensor in tensors.items()})",
+                 'tensor_digest({f"{name} {__import__("time").time()}": t.numpy() for name, t in tensors.items()})'),
+        ),
+        "checkpoint_sha_is_that_of_the_file", "tensor digest",
+    )  # fmt: skip
+    yield Fault(
+        "time in the checkpoint", "the checkpoint holds the time of writing: equal runs give other bytes",
+        "checkpoint",
+        (lane("checkpoint.py", SERIALISED,
+              '_serialise({"adapter": tensors, "meta": {**meta, "saved_at": str(__import__("time").time())}})'),),
+        "checkpoint_holds_nothing_that_changes", "saved_at",
+    )  # fmt: skip
+
+
+STATUS_WRITTEN = "write_status(settings, run, failure)"
+ENVIRONMENT_WRITTEN = (
+    'write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))'
+)
+RESULT = "return TrainResult(first_loss, loss_value, sanitized)"
+OUTCOME = '{"interrupted": "failed"}.get(status, status)'
+
+
+def _report() -> Iterator[Fault]:
+    yield Fault(
+        "status before checkpoint", "the status is written before there is a checkpoint, and not again", "report",
+        (
+            lane("__main__.py", 'run.enter("checkpoint")',
+                 'run.enter("checkpoint")\n    write_status(settings, run, None)'),
+            lane("__main__.py", f"            {STATUS_WRITTEN}", f"            run.checkpoint or {STATUS_WRITTEN}"),
+        ),
+        "checkpoint_sha_is_that_of_the_file", "None, as train_status.json says",
+    )  # fmt: skip
+    yield Fault(
+        "loss of another step", "the first loss is reported as the last", "report",
+        (lane("trainer.py", RESULT, "return TrainResult(first_loss, first_loss, sanitized)"),),
+        "loss_is_the_same_in_status_report_and_trace", "as train_status.json says",
+    )  # fmt: skip
+    yield Fault(
+        "smoothed loss", "a moving average is reported as the loss", "report",
+        (lane("trainer.py", RESULT, "return TrainResult(first_loss, 0.9 * first_loss + 0.1 * loss_value, sanitized)"),),
+        "loss_is_the_same_in_status_report_and_trace", "as train_status.json says",
+    )  # fmt: skip
+    yield Fault(
+        "evaluated on another batch", "the loss after training is that of another batch", "report",
+        (lane("trainer.py", "trained = loss_of(first_codes", "trained = loss_of(tokens.codes[chunks].to(device)"),),
+        GIVES_LOSS, "the lane says",
+    )  # fmt: skip
+    yield Fault(
+        "always completed", "the report says completed, whatever happened; the run meets a file it cannot read",
+        "report",
+        (
+            lane("__main__.py", f'"objective_status": {OUTCOME}', '"objective_status": "completed"'),
+        ),
+        "status_file_is_valid_and_completed", "ended as", data="broken",
+    )  # fmt: skip
+    yield Fault(
+        "exception swallowed", "an exception in training is swallowed, and the run counts as completed; the run meets "
+        "logits that are not finite", "report",
+        (
+            lane("__main__.py", "        result = train(settings, model, adapters, tokens, trace, progress)\n"
+                 "    run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized",
+                 "        try:\n            train(settings, model, adapters, tokens, trace, progress)\n"
+                 '        except LaneError as error:\n            log.error("%s", error)'),
+            lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions)",
+                 "output = model.lm.compute_predictions(codes, [], conditions)\n"
+                 "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),
+        ),
+        "status_file_is_valid_and_completed", "11 of 24 steps",
+    )  # fmt: skip
+    yield Fault(
+        "environment of an earlier run", "the environment's file is kept where there is one", "report",
+        (
+            lane("__main__.py", "doomed += [settings.report_path, settings.environment_path]",
+                 "doomed += [settings.report_path]"),
+            lane("__main__.py", ENVIRONMENT_WRITTEN,
+                 f"settings.environment_path.exists() or {ENVIRONMENT_WRITTEN}"),
+        ),
+        "all_files_are_of_this_run", "stale", before="shipped",
+    )  # fmt: skip
+    yield Fault(
+        "run id of an earlier run", "the run id is a constant, the same for every run", "report",
+        (lane("settings.py", 'read.text("LANE_RUN_ID", uuid.uuid4().hex)', '"0123456789abcdef" * 2'),),
+        "all_files_are_of_this_run", "stale", trains=True,
+    )  # fmt: skip
+    yield Fault(
+        "promotable", "the report offers the experimental lane's result for promotion", "report",
+        (lane("__main__.py", '"lane": "experimental", "promotable": False}\n        self.loss',
+              '"lane": "experimental", "promotable": True}\n        self.loss'),),
+        "lane_says_that_it_is_experimental", "promotable true",
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""The harness as a detector: seeded faults, and which gates notice them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.proof.copies import ROOT, changed_copy
+from harness.proof.faults import FAMILIES, Fault, faults, one_of_each_family
+from harness.proof.mutation import outcome, read_rows
+
+
+def campaign(results: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own: it forks, which a process with threads must not."""
+    command = [sys.executable, "-m", "harness.proof.mutation", "--results", str(results), *options]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+
+
+def test_there_are_enough_faults_of_every_family() -> None:
+    assert len(faults()) >= 40
+    assert {fault.family for fault in faults()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("fault", faults(), ids=lambda fault: fault.name)
+def test_fault_fits_the_code(fault: Fault, tmp_path: Path) -> None:
+    """A fault whose edits fit the lane no longer is mended, and not left out."""
+    changed_copy(tmp_path / "code", fault.edits)
+    for edit in fault.edits:
+        compile((tmp_path / "code" / edit.file).read_text(), edit.file, "exec")
+
+
+def test_every_gate_that_a_fault_names_is_there() -> None:
+    files = [*(ROOT / "tests" / "smoke").glob("test_*.py"), *(ROOT / "harness" / "gates").glob("*.py")]
+    text = "".join(path.read_text() for path in files)
+    for fault in faults():
+        for column in ("universal", "float32"):
+            assert f"def test_{fault.expected(column)[0]}(" in text, fault.name
+
+
+def test_one_fault_of_each_family_is_caught(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    done = campaign(results, "--short")
+    assert done.returncode == 0, done.stdout
+    rows = read_rows(results)
+    assert [outcome(f, rows[f"{f.name} (universal)"]) for f in one_of_each_family()] == ["caught"] * len(FAMILIES)
+
+
+def test_a_fault_that_is_not_noticed_is_told(tmp_path: Path) -> None:
+    """The campaign's own verdict: other words, no red gate, and a broken lane are no catch."""
+    fault = faults()[0]
+    gate, says = fault.expected("universal")
+    row = {"column": "universal", "broken": "", "red": {gate: f"... {says} ..."}}
+    assert outcome(fault, row) == "caught"
+    assert outcome(fault, {**row, "red": {gate: "another reason"}}) == "other reason"
+    assert outcome(fault, {**row, "red": {"loss_falls": says}}) == "other reason"
+    assert outcome(fault, {**row, "red": {}}) == "missed"
+    assert outcome(fault, {**row, "broken": "internal_error: NameError"}) == "broken"
+
+
+@pytest.mark.mutation
+@pytest.mark.timeout(7200)
+def test_every_fault_is_caught(request: pytest.FixtureRequest) -> None:
+    """The whole campaign. It goes on where an earlier session was stopped."""
+    results = Path(request.config.cache.mkdir("mutation")) / "results.jsonl"  # type: ignore[union-attr]
+    done = campaign(results)
+    print(done.stdout)
+    assert done.returncode == 0, json.dumps(done.stdout.splitlines()[-200:], indent=1)
