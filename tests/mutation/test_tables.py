@@ -1,0 +1,91 @@
+"""The page on detection says what was found: a missed fault and a false alarm stand out, and nothing is made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.proof.detection import document
+from harness.proof.false_alarms import Case, cases, good, hindrance
+from harness.proof.faults import faults
+from harness.proof.mutation import COLUMNS, Trial, fits
+
+MADE = {"date": "2026-02-03", "commit": "0123456789ab"}
+
+
+def rows(**changes: Any) -> dict[str, dict[str, Any]]:
+    """A kept result for every fault in every column, as if each had been caught."""
+    found = {}
+    for fault in faults():
+        for column in COLUMNS:
+            gate, says = fault.expected(column)
+            row = {"fault": fault.name, "column": column, "classic": [], "broken": "", "red": {gate: says}, **MADE}
+            found[Trial(fault, column).name] = {**row, **changes}
+    return found
+
+
+def clean(case: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    return {case: {"case": case, "exit": 0, "gates": 36, "passed": 36, **MADE, **changes}}
+
+
+def test_page_counts_what_is_caught() -> None:
+    count = len(faults())
+    page = document(rows(), clean("umask 077"))
+    assert f"| **all** | 0 of {count} | {count} of {count} | {count} of {count} |" in page
+    assert "0 false alarms in 1 sessions" in page
+    assert "`0123456789ab`" in page and "2026-02-03" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"red": {}}, "missed"),
+        ({"red": {"loss_falls": "x"}}, "other reason"),
+        ({"broken": "internal_error: x"}, "broken"),
+    ],
+)
+def test_page_shows_what_is_not_caught(changes: dict[str, Any], word: str) -> None:
+    page = document(rows(**changes), {})
+    assert f"| **all** | 0 of {len(faults())} | 0 of {len(faults())} | 0 of {len(faults())} |" in page
+    assert page.count(f"**{word}**") == 2 * len(faults())
+
+
+def test_page_says_what_was_not_run() -> None:
+    page = document({}, {})
+    assert page.count("not run") == 2 * len(faults())
+    assert "Not measured yet." in page
+
+
+@pytest.mark.parametrize("changes", [{"exit": 1}, {"passed": 35}, {"gates": 0, "passed": 0}])
+def test_page_shows_a_false_alarm(changes: dict[str, Any]) -> None:
+    page = document({}, clean("umask 077", **changes))
+    assert "1 false alarms in 1 sessions" in page and "**alarm**" in page
+
+
+def test_a_session_without_gates_is_not_good() -> None:
+    assert good({"exit": 0, "gates": 3, "passed": 3})
+    assert not good({"exit": 0, "gates": 0, "passed": 0})
+    assert not good({"exit": 0, "gates": 3, "passed": 2})
+    assert not good({"exit": 5, "gates": 3, "passed": 3})
+
+
+def test_circumstances_have_names_of_their_own() -> None:
+    names = [case.name for case in cases()]
+    assert len(set(names)) == len(names) > 30
+
+
+def test_what_cannot_be_tried_here_is_said() -> None:
+    assert "no-such-program" in hindrance(Case("x", prefix=("no-such-program",)))
+    assert hindrance(Case("x")) == ""
+
+
+def test_a_result_is_kept_for_the_same_fault_and_code_only() -> None:
+    first, second = faults()[:2]
+    assert fits(Trial(first, "universal"), "a") == fits(Trial(first, "universal"), "a")
+    others = [
+        fits(Trial(second, "universal"), "a"),
+        fits(Trial(first, "float32"), "a"),
+        fits(Trial(first, "universal"), "b"),
+    ]
+    assert fits(Trial(first, "universal"), "a") not in others
