@@ -129,7 +129,7 @@ def run_lane(settings: Settings, run: Run) -> None:
     dtype = apply_mode(settings.numerics, settings.threads)
     run.values["numeric_class"] = numeric_class()
     write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))
-    model, model_digest = load_model(settings, dtype)
+    model, model_digest = load_model(settings, dtype, say)
     run.values["model_digest"] = model_digest
 
     run.enter("tokenise")
@@ -237,7 +237,7 @@ def locked(settings: Settings) -> Iterator[None]:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(owned(folder))
             except Busy as owner:
-                cause = f"{show(folder)}: in use by {owner}"
+                cause = f"{show(folder)} ({name}): in use by {owner}"
                 action = f"wait for it to end, or set {name} to another folder"
                 raise LaneError("run_directory", "run_directory_busy", cause, action) from None
             except OSError as error:

@@ -466,10 +466,10 @@ def test_all_that_is_accepted_trains(tmp_path: Path, good: Good) -> None:
     """One real run over every format and every odd name at once; the output folder lies inside the source folder."""
     source = tmp_path / "source $(x) ; ü"
     for name in ACCEPTED:
-        _make_accepted(source, name, seconds=3.0)
+        _make_accepted(source, name, seconds=1.0)
     for number, name in enumerate(ODD_NAMES):
         path = Path(os.fsdecode(os.fsencode(source) + b"/" + name))
-        audio.write(path, audio.voice(3.0, seed=100 + number // 2 * 2), format="WAV")  # some have equal content
+        audio.write(path, audio.voice(1.0, seed=100 + number // 2 * 2), format="WAV")  # some have equal content
     narration = Path(os.fsdecode(os.fsencode(source) + b"/-the \xff \"voice\" of 'D\xc3\xb6rte'\n$(id).flac"))
     narration.hardlink_to(good("flac"))
     (source / "deeper").mkdir()
@@ -481,6 +481,7 @@ def test_all_that_is_accepted_trains(tmp_path: Path, good: Good) -> None:
         "KNOWLEDGE_SOURCE_DIR": os.fsencode(source),
         "LANE_STEPS": "2",
         "LANE_STRIDE_SECONDS": "20",
+        "LANE_CHUNK_SECONDS": "0.5",
     }
     first = lane_child.run(run_dir, settings)
     assert first.exit_code == 0, first.stderr
@@ -494,7 +495,7 @@ def test_all_that_is_accepted_trains(tmp_path: Path, good: Good) -> None:
         assert hashlib.sha256(staged.read_bytes()).hexdigest() == entry["sha256"]
         assert entry["source"].isprintable()
     tokens = np.load(run_dir / "tokens.npy")
-    assert len(tokens) == 2 * (count - 2) + 2 * len(lane_tokens.chunk_starts(90 * 32_000, 81_920, 640_000))
+    assert len(tokens) == 2 * (count - 2) + 2 * len(lane_tokens.chunk_starts(90 * 32_000, 16_000, 640_000))
     assert first.printed_report["objective_status"] == "completed"
     assert not (Path.cwd() / "pwned").exists()
     # Again, with what the first run left inside the source folder, and a second output folder in it.

@@ -231,110 +231,96 @@ def test_codec_that_gives_nan_makes_no_tokens(model: Any, tmp_path: Path) -> Non
 
 # The whole process: what stays on the disk.
 
-PLANT_LOSS = """
-import torch
-real, calls = torch.nn.functional.cross_entropy, [0]
-def cross_entropy(*arguments, **options):
-    calls[0] += "ignore_index" in options  # the lane's own, and not those of the kernel battery
-    return real(*arguments, **options) * (float("nan") if calls[0] == 3 else 1.0)  # the second step
-torch.nn.functional.cross_entropy = cross_entropy
-"""
-PLANT_PARAMETER = """
-import torch
-real, calls = torch.optim.AdamW.step, [0]
-def step(self, *arguments, **options):
-    real(self, *arguments, **options)
-    calls[0] += len(self.param_groups[0]["params"]) > 10  # the adapters', and not the kernel battery's
-    if calls[0] == 2:
-        self.param_groups[0]["params"][0].data[1] = float("-inf")
-torch.optim.AdamW.step = step
-"""
-# Several runs in one process, to import torch once; their exit codes go to a file.
-SEVERAL = """
-import contextlib, io, os, sys
+# Five runs in one process, to import torch once: one that completes, then loss and parameter are spoilt at the second
+# step. What each left is copied aside.
+FIVE_RUNS = """
+import os, shutil, sys, torch
 from harness.lane.__main__ import main
-codes = []
-for reset in ("0", "1", "1"):
-    os.environ["RESET_TRAIN_OUTPUTS"] = reset
-    calls[0] = 0
+
+what, calls = None, 0
+real_loss, real_step = torch.nn.functional.cross_entropy, torch.optim.AdamW.step
+
+def cross_entropy(*arguments, **options):
+    global calls
+    calls += what == "loss" and "ignore_index" in options  # the lane's own, and not those of the kernel battery
+    return real_loss(*arguments, **options) * (float("nan") if what == "loss" and calls == 3 else 1.0)
+
+def step(self, *arguments, **options):
+    global calls
+    real_step(self, *arguments, **options)
+    calls += what == "parameter" and len(self.param_groups[0]["params"]) > 10
+    if what == "parameter" and calls == 2:
+        self.param_groups[0]["params"][0].data[1] = float("-inf")
+
+torch.nn.functional.cross_entropy, torch.optim.AdamW.step = cross_entropy, step
+codes, run_dir = [], os.environ["LANE_RUN_DIR"]
+for what, reset in ((None, "1"), ("loss", "0"), ("loss", "1"), ("loss", "1"), ("parameter", "1")):
+    os.environ["RESET_TRAIN_OUTPUTS"], calls = reset, 0
     codes.append(main([]))
-    kept = os.path.join(os.environ["LANE_RUN_DIR"], "..", f"run{len(codes)}")
-    os.makedirs(kept)
-    for name in ("train_status.json", "train_report.txt", "trace.jsonl"):
-        with open(os.path.join(os.environ["LANE_RUN_DIR"], name)) as file, open(os.path.join(kept, name), "w") as copy:
-            copy.write(file.read())
-    found = sorted(os.listdir(os.path.join(os.environ["LANE_RUN_DIR"], "checkpoints")))
-    with open(os.path.join(kept, "checkpoints"), "w") as copy:
-        copy.write(" ".join(found))
+    shutil.copytree(run_dir, f"{run_dir}-{len(codes)}")
 print("CODES", codes)
-sys.exit(0)
+sys.exit(codes[-1])
 """
 FEW = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "60", "LANE_BATCH": "2"}
+CHECKPOINT = Path("checkpoints", "tts_voice_train_musicgen_nano.pt")
 
 
 @pytest.fixture(scope="module")
-def failing_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A completed run's folder, then three runs in it whose loss turns NaN: outputs kept, reset, and reset again."""
-    folder = tmp_path_factory.mktemp("failing")
-    good = lane_child.run(folder / "run", FEW)
-    assert good.exit_code == 0, good.stderr
-    ended = lane_child.run(folder / "run", FEW, plant=PLANT_LOSS + SEVERAL)
-    assert "CODES [2, 2, 2]" in ended.stdout, ended.stdout[-2000:] + ended.stderr
-    return folder
+def five_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """What each run left (1: completed; 2: NaN loss, outputs kept; 3, 4: the same, reset; 5: parameter)."""
+    folder = tmp_path_factory.mktemp("five")
+    ended = lane_child.run(folder / "run", FEW, plant=FIVE_RUNS)
+    assert "CODES [0, 2, 2, 2, 2]" in ended.stdout, ended.stdout[-2000:] + ended.stderr
+    assert ended.exit_code == 2
+    assert "Traceback" not in ended.stdout + ended.stderr
+    return lambda number: folder / f"run-{number}"
 
 
-def test_exit_code_status_and_report_of_a_parameter(tmp_path: Path) -> None:
-    ended = lane_child.run(tmp_path, FEW, plant=PLANT_PARAMETER)
-    lane_child.assert_refused(
-        ended, "non_finite", "parameter 0.decay is -inf", "at step 2", exit_code=2, status="failed"
-    )
-    assert ended.status["first_failed_step"] == "train"
-    assert ended.status["steps_done"] == 1
-    assert not list(tmp_path.rglob("*.pt"))
+def status_of(run_dir: Path) -> dict[str, Any]:
+    return lane_child.strict_json(run_dir / "train_status.json")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_non_finite_loss_is_text_in_strict_json(failing_runs: Path, number: int) -> None:
-    kept = failing_runs / f"run{number}"
-    status = lane_child.strict_json(kept / "train_status.json")
-    assert status["loss"] == "nan"
-    assert status["status"] == "failed"
-    assert status["root_cause"] == "non_finite: loss is nan at step 2"
+def report_of(run_dir: Path) -> dict[str, str]:
+    return lane_child.parse_report((run_dir / "train_report.txt").read_text())
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_non_finite_loss_is_text_in_strict_json(five_runs: Callable[[int], Path], number: int) -> None:
+    run_dir = five_runs(number)
+    status, report = status_of(run_dir), report_of(run_dir)
+    assert status["loss"] == report["loss"] == "nan"
+    assert status["status"] == report["objective_status"] == "failed"
+    assert status["root_cause"] == report["root_cause"] == "non_finite: loss is nan at step 2"
+    assert status["first_failed_step"] == report["first_failed_step"] == "train"
     assert status["steps_done"] == 1
-    report = lane_child.parse_report((kept / "train_report.txt").read_text())
-    assert report["objective_status"] == "failed"
-    assert report["loss"] == "nan"
-    assert report["first_failed_step"] == "train"
-    for line in (kept / "trace.jsonl").read_text().splitlines():
+    for line in (run_dir / "trace.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda token: pytest.fail(f"a bare {token} in the trace"))
 
 
-def test_earlier_checkpoint_is_not_taken_for_this_runs(failing_runs: Path) -> None:
+def test_parameter_is_named_with_its_value(five_runs: Callable[[int], Path]) -> None:
+    status = status_of(five_runs(5))
+    assert re.fullmatch(
+        r"non_finite: parameter 0\.decay is -inf \(at \[1\] of \[128\]\) at step 2", status["root_cause"]
+    )
+    assert isinstance(status["loss"], float)  # the loss of the step was sound
+    assert not (five_runs(5) / CHECKPOINT).exists()
+
+
+def test_earlier_checkpoint_is_not_taken_for_this_runs(five_runs: Callable[[int], Path]) -> None:
     """RESET_TRAIN_OUTPUTS=0 keeps the earlier run's checkpoint, which this run does not claim; 1 removes it."""
-    kept, removed = failing_runs / "run1", failing_runs / "run2"
-    assert "tts_voice_train_musicgen_nano.pt" in (kept / "checkpoints").read_text()
-    assert (removed / "checkpoints").read_text() == ""
-    for folder in (kept, removed):
-        status = lane_child.strict_json(folder / "train_status.json")
-        assert (status["checkpoint_path"], status["checkpoint_sha256"], status["checkpoint_tensor_digest"]) == (
-            None,
-            None,
-            None,
-        )
-        report = lane_child.parse_report((folder / "train_report.txt").read_text())
+    assert (five_runs(2) / CHECKPOINT).read_bytes() == (five_runs(1) / CHECKPOINT).read_bytes()
+    assert not list(five_runs(3).rglob("*.pt"))
+    for run_dir in (five_runs(2), five_runs(3)):
+        status, report = status_of(run_dir), report_of(run_dir)
+        for key in ("checkpoint_path", "checkpoint_sha256", "checkpoint_tensor_digest"):
+            assert status[key] is None
         assert report["checkpoint_exists"] == "false"
-        assert report["checkpoint_sha256"] == "none"
+        assert report["checkpoint_sha256"] == report["checkpoint_tensor_digest"] == "none"
 
 
-def test_failure_is_the_same_bytes_each_time(failing_runs: Path) -> None:
+def test_failure_is_the_same_bytes_each_time(five_runs: Callable[[int], Path]) -> None:
     """The run id and the times aside."""
+    changing = re.compile(r"\b[0-9a-f]{32}\b|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
     for name in ("train_status.json", "train_report.txt", "trace.jsonl"):
-        one, two = (
-            re.sub(
-                r"[0-9a-f]{32}(?![0-9a-f])|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
-                "…",
-                (failing_runs / run / name).read_text(),
-            )
-            for run in ("run2", "run3")
-        )
+        one, two = (changing.sub("…", (five_runs(number) / name).read_text()) for number in (3, 4))
         assert one == two, f"{name} differs between two runs that fail in the same way"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazy import Lazy
 
@@ -159,6 +159,7 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     return logits, codes, mask
 
 
+@settings(max_examples=40)
 @given(batches())
 def test_loss_and_its_gradient_are_those_of_the_valid_positions_alone(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     """NaN in every invalid position, as audiocraft gives it: the plain loss, taken one position at a time."""
