@@ -183,6 +183,26 @@ def test_a_failed_run_is_never_recorded(run: Run, store: Store, which: int) -> N
     assert contents(store) == {}
 
 
+@pytest.mark.parametrize("name", ["tokens.npy", "knowledge_audio/one.flac"])
+def test_a_run_of_which_a_part_cannot_be_read_is_never_recorded(run: Run, store: Store, name: str) -> None:
+    runs = [run(TOY), run(TOY)]
+    for evidence in runs:
+        (evidence.run_dir / name).unlink()
+    with pytest.raises(RecordRefused, match=f"the first run is no good.*{name.rpartition('/')[2]}"):
+        record(*runs, store, reason=REASON, code=CODE, environment={})
+    assert contents(store) == {}
+
+
+def test_a_file_is_replaced_and_never_written_over(run: Run, store: Store, tmp_path: Path) -> None:
+    """Whoever has the old one open reads all of the old one."""
+    save(run, store, TOY)
+    (path,) = store.paths()
+    before = path.read_bytes()
+    os.link(path, tmp_path / "the old file")
+    save(run, store, TOY.with_(rate_factor=1.01))
+    assert (tmp_path / "the old file").read_bytes() == before != path.read_bytes()
+
+
 def test_nothing_changed_nothing_written_byte_for_byte(run: Run, store: Store) -> None:
     assert save(run, store, TOY)
     before = contents(store)
