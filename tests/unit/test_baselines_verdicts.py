@@ -299,6 +299,10 @@ def remove(*names: str) -> Callable[[RunEvidence], None]:
     return lambda evidence: [(evidence.run_dir / name).unlink() for name in names] and None
 
 
+def claim_other_tokens(evidence: RunEvidence) -> None:
+    edit_steps(evidence.run_dir, lambda lines: lines[1].update(tokens_digest="0" * 64))
+
+
 def drop_tensor_of_checkpoint(evidence: RunEvidence) -> None:
     import torch
 
@@ -337,6 +341,7 @@ VACUITY: dict[str, tuple[Callable[[RunEvidence], None], str]] = {
     "an exploded last step": (set_losses((1e30).hex(), last_only=True), "loss, step 6"),
     "no trace": (remove("trace.jsonl"), "trace.jsonl: found no such file"),
     "no tokens": (remove("tokens.npy"), "tokens.npy"),
+    "a trace of other tokens": (claim_other_tokens, "the trace says 000000000000"),
     "no status": (remove("train_status.json"), "train_status.json"),
     "no manifest": (remove("knowledge_audio/voice_dataset_manifest.json"), "voice_dataset_manifest.json"),
     "no checkpoint": (remove("checkpoints/tts_voice_train_toy.pt"), "no tts_voice_train_<model>.pt"),

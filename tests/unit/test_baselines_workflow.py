@@ -14,6 +14,9 @@ import pytest
 import syrupy
 from toy_lane import Toy
 
+from harness.baselines import baseline as baseline_module
+from harness.baselines import record as record_module
+
 pytest_plugins = ["pytester"]
 
 CONFTEST = """
@@ -216,6 +219,17 @@ def test_a_pass_within_tolerance_says_so_and_an_update_records_the_own_class(
     session(*REASON, toy=elsewhere).assert_outcomes(passed=4)
     assert len(files(pytester)) == 2
     session(toy=here).assert_outcomes(passed=4)
+
+
+def test_an_update_brings_a_baseline_to_today_s_tolerances(
+    session: Any, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session(*REASON).assert_outcomes(passed=4)
+    before = files(pytester)
+    tighter = baseline_module.Tolerance(1e-12, 1e-10, 1e-15, 1e-13)
+    monkeypatch.setattr(record_module, "tolerance_for", lambda mode: tighter)
+    session(*REASON).assert_outcomes(passed=4)
+    assert files(pytester) != before
 
 
 @pytest.mark.parametrize("cleanup", [[], ["--snapshot-no-cleanup"]], ids=["with cleanup", "without cleanup"])
