@@ -217,7 +217,11 @@ def _order() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "smaller last batch", "the last batch of an epoch is what is left", "order",
-        (lane("trainer.py", "while len(waiting) < settings.batch:", "if not waiting:"),),
+        (
+            lane("trainer.py", "while len(waiting) < settings.batch:", "if not waiting:"),
+            lane("trainer.py", "compute_predictions(codes, [], conditions)",
+                 "compute_predictions(codes, [], condition_tensors(model, settings.description, len(codes)))"),
+        ),
         CHUNKS, "has a batch of", data="mixed",
     )  # fmt: skip
     yield Fault(

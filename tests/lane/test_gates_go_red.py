@@ -15,16 +15,19 @@ import pytest
 
 from harness.evidence import EvidenceError, RunEvidence, load_run
 
-GATES = Path(__file__).resolve().parents[1] / "smoke" / "test_gates.py"
+SMOKE = Path(__file__).resolve().parents[1] / "smoke"
 
 
 def gate(name: str) -> Callable[[RunEvidence], None]:
-    """A gate as a plain function."""
-    spec = importlib.util.spec_from_file_location("smoke_gates", GATES)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    """A gate as a plain function, from whichever file it stands in."""
+    for path in (SMOKE / "test_gates.py", SMOKE / "test_own_lane.py"):
+        spec = importlib.util.spec_from_file_location(f"smoke_{path.stem}", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if found := getattr(module, name, None):
+            return found
+    raise AssertionError(f"there is no gate {name}")
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -1,0 +1,54 @@
+"""The gates on what the built-in lane promises beyond its files: that nothing is left out, and nothing is added."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.evidence import RunEvidence
+from harness.numerics.digest import file_sha256
+
+pytestmark = pytest.mark.smoke
+
+SHIPPED_SOURCE = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source"
+SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
+CHECKPOINT_META = set("lane promotable model_id adapter blocks taps seed steps".split())
+
+
+def test_every_recording_is_in_the_data_set(lane_run: RunEvidence) -> None:
+    """The manifest is held against the folder that was to be used: what is left out is not in the manifest's digest."""
+    manifest = lane_run.manifest
+    skipped = " ".join(manifest.get("skipped", ()))
+    allowed = os.environ.get("LANE_SKIP_BAD_FILES", "").strip().lower() in ("1", "true", "yes", "on")
+    assert allowed or not skipped, f"left out, and LANE_SKIP_BAD_FILES is not set: {skipped}"
+    staged = {entry["sha256"] for entry in manifest["entries"]}
+    for path in recordings(lane_run):
+        named = allowed and path.name in skipped
+        assert named or file_sha256(path) in staged, f"{path} is not in the manifest"
+
+
+def recordings(lane_run: RunEvidence) -> list[Path]:
+    """The audio files that the run was to use, by the settings; none where the run was made with others."""
+    narration = Path(lane_run.report["audio_path"])
+    folder = os.environ.get("KNOWLEDGE_SOURCE_DIR", "")
+    if os.environ.get("AUDIO_PATH") and not folder:
+        return [narration] if narration == Path.cwd() / os.environ["AUDIO_PATH"] else []
+    root = (Path.cwd() / folder) if folder else SHIPPED_SOURCE
+    if not narration.resolve().is_relative_to(root.resolve()):
+        return []  # evidence of another machine, or of other settings
+    manifest = lane_run.manifest_path.name
+    own = [path.parent for path in root.rglob(manifest)]  # a staging folder below the source folder is no source
+    found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    return [path for path in found if path.is_file() and not any(path.is_relative_to(folder) for folder in own)]
+
+
+def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence) -> None:
+    """Equal runs give equal bytes: beside the tensors there is only what the settings determine."""
+    meta, header = lane_run.checkpoint.meta, lane_run.trace.header
+    assert set(meta) == CHECKPOINT_META, (
+        f"other keys than the checkpoint's: {', '.join(sorted(set(meta) ^ CHECKPOINT_META))}"
+    )
+    said = {"seed": header["seed"], "steps": header["steps"], "model_id": lane_run.report["model_id"]}
+    assert {name: meta[name] for name in said} == said, "the checkpoint is of other settings"
