@@ -76,6 +76,7 @@ class Ended:
     stderr: str
     seconds: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
 
     @property
     def status(self) -> dict[str, Any]:
@@ -96,16 +97,23 @@ class Ended:
 
 
 def run(
-    run_dir: Path, settings: Mapping[str, str | bytes] | None = None, *, timeout: float = 120, **options: Any
+    run_dir: Path, settings: Mapping[str, str | bytes] | None = None, *, timeout: float = 600, **options: Any
 ) -> Ended:
     """Run the lane to its end; see ``start``."""
-    began = time.monotonic()
+    began, cpu = time.monotonic(), _children_cpu()
     process = start(run_dir, settings, **options)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
         process.kill()
-    return Ended(run_dir, process.returncode, stdout or "", stderr, time.monotonic() - began, settings or {})
+    seconds, cpu_seconds = time.monotonic() - began, _children_cpu() - cpu
+    return Ended(run_dir, process.returncode, stdout or "", stderr, seconds, settings or {}, cpu_seconds)
+
+
+def _children_cpu() -> float:
+    """Seconds of processor time that the ended children of this process have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def strict_json(path: Path) -> dict[str, Any]:
