@@ -129,7 +129,7 @@ def run_lane(settings: Settings, run: Run) -> None:
     dtype = apply_mode(settings.numerics, settings.threads)
     run.values["numeric_class"] = numeric_class()
     write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))
-    model, model_digest = load_model(settings, dtype)
+    model, model_digest = load_model(settings, dtype, say)
     run.values["model_digest"] = model_digest
 
     run.enter("tokenise")

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,26 @@ import torch
 from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError, shortage
 from harness.lane.files import file_sha256, is_lfs_pointer, show
+from harness.lane.hub import (
+    MODEL_FILES,
+    ask_the_hub_no_more,
+    fetch_model,
+    fetch_parts,
+    files_digest,
+    named_parts,
+)
 from harness.lane.settings import Settings
 
-MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
 
-
-def check_model_directory(directory: Path) -> tuple[str, bool]:
-    """(SHA-256 that names the model, whether it needs the transformers package) of a directory in audiocraft's export
-    format.
+def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, list[str]]:
+    """(SHA-256 of each, the codec they name or None, the text encoders they name) of the two files of a model.
 
     The files are opened with ``weights_only``: a pickle that would run code is refused unread. Raises LaneError.
     """
     digests = []
-    needs_transformers = False
-    for name in MODEL_FILES:
-        path = directory / name
+    codec = None
+    encoders: list[str] = []
+    for path in files.values():
 
         def refuse(code: str, found: str, action: str, path: Path = path) -> LaneError:
             return LaneError("load_model", code, f"{show(path)}: {found}", action)
@@ -50,7 +56,8 @@ def check_model_directory(directory: Path) -> tuple[str, bool]:
             if not re.fullmatch(r"[\w-]+/[\w.-]+", named) or Path(named).exists():
                 found = f"names the codec {show(Path(named))}, which is no name on the hub"
                 raise refuse("model_refused", found, "export the model again, from a source you trust")
-            needs_transformers |= "pretrained" in package or "t5" in str(package.get("xp.cfg", ""))
+            codec = package.get("pretrained", codec)
+            encoders += named_parts(str(package.get("xp.cfg", "")))
             digests.append(file_sha256(path))
         except FileNotFoundError:
             found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
@@ -63,27 +70,50 @@ def check_model_directory(directory: Path) -> tuple[str, bool]:
             reason = " ".join(str(error).split())[:160]
             found = f"refused, it cannot be read as plain tensors and values ({type(error).__name__}: {reason})"
             raise refuse("model_refused", found, "export the model again, from a source you trust") from None
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest(), needs_transformers
+    return digests, codec, encoders
 
 
-def load_model(settings: Settings, dtype: torch.dtype) -> tuple[Any, str]:
+def check_model_directory(directory: Path) -> tuple[str, bool]:
+    """(SHA-256 that names the model, whether it needs the transformers package) of a directory in audiocraft's export
+    format. Raises LaneError as ``check_model_files`` and ``fetch_parts`` do."""
+    digests, codec, encoders = check_model_files({name: directory / name for name in MODEL_FILES})
+    parts = fetch_parts(codec, encoders, lambda line: None)
+    return model_digest(digests, parts), bool(parts)
+
+
+def model_digest(digests: list[str], parts: dict[str, Path]) -> str:
+    """SHA-256 over the digests of the model's own files, and the names and digests of the parts from the hub."""
+    return hashlib.sha256("\n".join([*digests, *files_digest(parts)]).encode()).hexdigest()
+
+
+def load_model(
+    settings: Settings, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None
+) -> tuple[Any, str]:
     """(audiocraft's MusicGen, the model's digest): frozen, in eval mode, its LM in ``dtype``.
 
-    The codec computes in float64 where the mode can afford it, see ``codec_dtype``. Raises LaneError (step
-    ``load_model``).
+    The digest is over the files that the model is made from, those of a codec and a text encoder that it names
+    included. ``say`` shows what is downloaded. Raises LaneError (step ``load_model``).
     """
     # Both would make torch run what a pickle asks for: this variable, and audiocraft's own way with an address.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     directory = Path(settings.model)
     if directory.is_dir():
-        digest, needs_transformers = check_model_directory(directory)
+        digests, codec, encoders = check_model_files({name: directory / name for name in MODEL_FILES})
     elif directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model):
         cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
         raise LaneError("load_model", "model_missing", cause, "set LANE_MODEL to an exported model")
     else:
-        digest, needs_transformers = "unknown", True
+        digests, codec, encoders = check_model_files(fetch_model(settings.model, say))
+    parts = fetch_parts(codec, encoders, say)
+    digest = model_digest(digests, parts)
+    if parts:
+        ask_the_hub_no_more()
     try:
-        prepare_audiocraft(transformers=needs_transformers)
+        prepare_audiocraft(transformers=bool(parts))
+        if parts:
+            import transformers
+
+            transformers.utils.logging.disable_progress_bar()
         if settings.attention_backend == "xformers":
             import xformers.ops  # the placeholder, or the real one
 
