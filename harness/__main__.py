@@ -51,7 +51,9 @@ COMMANDS: dict[str, Command] = {
     "universality": Command("harness.proof.universality:main", "prove that the digest holds everywhere; a table", True),
     "mutation": Command("harness.proof.mutation:main", "seed faults, and see which gates notice; a table", True),
     "false-alarms": Command("harness.proof.false_alarms:main", "clean runs under all that must not matter", True),
-    "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what", False),
+    "changed": Command(
+        "harness.present.changed:changed", "whether the lane changed against a base, and by what", False
+    ),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
     "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", True),
     "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them", True),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,19 +17,33 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from harness.baselines.baseline import Store
-from harness.baselines.second_leg import code_of, run_second_leg
+from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.second_leg import CODE_PATHS, code_of, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
-from harness.evidence import EvidenceError, RunEvidence, load_run
+from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
+from harness.evidence.external import RUN_FILE
+from harness.external_runs import ExternalRuns
+from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
 from harness.present.collect import publish_verdict, register
 
+# Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
+pytest.register_assert_rewrite("harness.gates")
+
 RUN_DIR = pytest.StashKey[Path]()
+LANE = pytest.StashKey[ExternalLane | None]()
+APPLICABLE = pytest.StashKey["Applicable"]()
+NOT_APPLICABLE = "not applicable: "
 SUMMARY = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lane", "the training lane and its gates")
+    group.addoption(
+        "--lane",
+        metavar="NAME",
+        help="run the lane of [tool.harness.lanes.NAME] in pyproject.toml in place of the built-in one",
+    )
     group.addoption(
         "--lane-run-dir",
         metavar="DIR",
@@ -52,17 +68,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect how the gates end: for report.html, gates.json, JUnit and GitHub."""
+    """Read the table of `--lane`, and collect how the gates end: for report.html, gates.json, JUnit and GitHub."""
+    if sys.flags.optimize and config.getoption("assertmode") == "plain":
+        raise pytest.UsageError("python -O with --assert=plain: every gate would pass; leave one of them out")
+    if not any(line.startswith("smoke") for line in config.getini("markers")):
+        config.addinivalue_line("markers", "smoke: the gates; each reads the one run of the session")
+    name = config.getoption("--lane")
+    try:
+        config.stash[LANE] = find_lane(config.rootpath, name) if name else None
+    except LaneTableError as error:
+        raise pytest.UsageError(str(error)) from None
+    if is_external(config) and not hasattr(config, "workerinput"):
+        config.stash[APPLICABLE] = Applicable()
+        config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
     if not config.getoption("--lane-evidence"):
         register(config, lambda: config.stash.get(RUN_DIR, None))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """What this session computes with and from: the provenance of its result, as far as it is known before the run."""
-    code = code_of(config.rootpath)
+    code = lane_code(config)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "audiocraft", "numpy") if _installed(name))
-    mode = os.environ.get("LANE_NUMERICS", "universal for the shipped model")
     changed = ", lane code changed since" if code.dirty else ""
+    if (lane := config.stash.get(LANE, None)) is not None:
+        return [f"lane: {lane.name}: {' '.join(lane.command)}; commit {code.commit[:12]}{changed}"]
+    mode = os.environ.get("LANE_NUMERICS", "universal for the shipped model")
     return [f"lane: numerics {mode}; {packages}; commit {code.commit[:12]}{changed}; code {code.digest[:12]}"]
 
 
@@ -74,8 +104,30 @@ def _installed(name: str) -> bool:
     return True
 
 
+def is_external(config: pytest.Config) -> bool:
+    """Whether the session's run is that of an external lane."""
+    return config.stash.get(LANE, None) is not None or (
+        bool(config.getoption("--lane-evidence")) and (run_directory(config) / RUN_FILE).exists()
+    )
+
+
+def lane_code(config: pytest.Config) -> Code:
+    """The code of the session's lane; its digest is empty where an external lane's table does not name its code."""
+    lane = config.stash.get(LANE, None)
+    if lane is None:
+        return code_of(config.rootpath)
+    paths = [Path(os.path.normpath(Path(lane.cwd) / path)).as_posix() for path in lane.code]
+    code = code_of(config.rootpath, paths)
+    return code if paths else dataclasses.replace(code, digest="")
+
+
 def run_directory(config: pytest.Config) -> Path:
-    """The session's run directory: option, then LANE_RUN_DIR, then ``artifacts`` in pytest's root directory."""
+    """The session's run directory: option, then LANE_RUN_DIR, then ``artifacts`` in pytest's root directory; of an
+    external lane ``artifacts/NAME``."""
+    lane = config.stash.get(LANE, None)
+    if lane is not None and not config.getoption("--lane-evidence"):
+        own = config.getoption("--lane-run-dir")
+        return config.invocation_params.dir / own if own else config.rootpath / "artifacts" / lane.name
     chosen = config.getoption("--lane-evidence") or config.getoption("--lane-run-dir") or os.environ.get("LANE_RUN_DIR")
     return (config.invocation_params.dir / chosen) if chosen else config.rootpath / "artifacts"
 
@@ -93,11 +145,22 @@ def lane_process(
     run_dir = run_directory(config)
     config.stash[RUN_DIR] = run_dir
     worker = getattr(config, "workerinput", None)
+    lane = config.stash.get(LANE, None)
+
+    def start(say: Callable[[str], None] | None = None) -> LaneProcess | ExternalProcess:
+        if lane is None:
+            return LaneProcess(run_dir, on_line=(lambda line: _show_progress(line, say)) if say else _ignore)
+        try:
+            show = _Throttled(say) if say else _ignore
+            return ExternalProcess(lane, run_dir, numeric_class=_numeric_class, on_line=show)
+        except EvidenceError as error:
+            pytest.fail(str(error), pytrace=False)
+
     if config.getoption("--lane-evidence"):
         yield lambda: load_run(run_dir)
     elif worker is None:
         with _terminal(config) as say:
-            process = LaneProcess(run_dir, on_line=lambda line: _show_progress(line, say))
+            process = start(say)
             try:
                 yield lambda: _evidence(run_dir, process.wait().run_id)
             finally:
@@ -108,7 +171,7 @@ def lane_process(
         result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"
         with FileLock(f"{result}.lock"):
             if not result.exists():
-                run_id = LaneProcess(run_dir).wait().run_id
+                run_id = start().wait().run_id
                 unfinished = result.with_suffix(".tmp")
                 unfinished.write_text(json.dumps({"run_id": run_id}))
                 unfinished.replace(result)
@@ -124,6 +187,56 @@ def lane_run(lane_process: Callable[[], RunEvidence]) -> RunEvidence:
     return lane_process()
 
 
+def _numeric_class() -> str:
+    """The numeric class of this process, for a lane that does not say its own."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)
+    return str(importlib.import_module("harness.numerics.battery").numeric_class())
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="session")
+def external_runs(
+    request: pytest.FixtureRequest, lane_run: RunEvidence, tmp_path_factory: pytest.TempPathFactory
+) -> ExternalRuns | None:
+    """The further runs of an external lane; None where nothing is run."""
+    lane = request.config.stash.get(LANE, None)
+    if lane is None or request.config.getoption("--lane-evidence"):
+        return None
+    worker = getattr(request.config, "workerinput", None)
+    base = tmp_path_factory.getbasetemp()
+    folder = base / "lane-runs" if worker is None else base.parent / f"lane-runs-{worker['testrunuid']}"
+    return ExternalRuns(lane, lane_run.run_dir, folder, lambda: _terminal(request.config))
+
+
+def _further(runs: ExternalRuns | None, which: str) -> Callable[[], ExternalEvidence]:
+    def nothing() -> ExternalEvidence:
+        raise NotApplicable("--lane-evidence runs nothing, and this takes another run of the lane")
+
+    return nothing if runs is None else getattr(runs, which)
+
+
+@pytest.fixture(scope="session")
+def lane_again(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+    """Gives the evidence of a second run of an external lane, which takes place once a session."""
+    return _further(external_runs, "again")
+
+
+@pytest.fixture(scope="session")
+def lane_other_audio(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+    """Gives the evidence of a run of an external lane with other audio."""
+    return _further(external_runs, "other_audio")
+
+
+@pytest.fixture(scope="session")
+def lane_same_audio(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+    """Gives the evidence of a run of an external lane with the same audio under other names."""
+    return _further(external_runs, "same_audio")
+
+
 def _evidence(run_dir: Path, run_id: str) -> RunEvidence:
     """The run's evidence, from where the user's settings put it; with its id, so that no stale file passes."""
     moved: dict[str, Path] = {}
@@ -136,14 +249,21 @@ def _evidence(run_dir: Path, run_id: str) -> RunEvidence:
 
 @pytest.fixture(scope="session")
 def baseline_gates(
-    request: pytest.FixtureRequest, lane_run: RunEvidence, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    lane_run: RunEvidence,
+    external_runs: ExternalRuns | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Gates]:
     """What the gates that compare with a baseline share: the verdict, found once, and the recording."""
     config = request.config
     trained_here = not config.getoption("--lane-evidence")
 
+    lane = config.stash.get(LANE, None)
+
     def run_again(code: Path | None = None) -> RunEvidence:
         folder = tmp_path_factory.mktemp("second-run")
+        if external_runs is not None:
+            return external_runs.again() if code is None else external_runs.from_code(code, folder)
         with _terminal(config) as say:
             say("lane: running again, from the baseline's code" if code else "lane: running again, to rule out chance")
             # In a folder of its own, wherever the user put the session's files.
@@ -151,12 +271,17 @@ def baseline_gates(
             ended = run_lane(folder, own, code=code, on_line=lambda line: _show_progress(line, say))
         return load_run(folder, run_id=ended.run_id)
 
+    def second_leg(baseline: Baseline) -> RunEvidence:
+        paths = CODE_PATHS if lane is None else lane.code
+        return run_second_leg(baseline, config.rootpath, run_again, paths)
+
+    code = lane_code(config)
     gates = Gates(
         lane_run,
         Store(config.rootpath / config.getoption("--baselines")),
-        code=code_of(config.rootpath),
+        code=code,
         rerun=run_again if trained_here else None,
-        second_leg=(lambda baseline: run_second_leg(baseline, config.rootpath, run_again)) if trained_here else None,
+        second_leg=second_leg if trained_here and (lane is None or lane.code) else None,
         update=bool(config.getoption("--snapshot-update", default=False)),
         reason=config.getoption("--baseline-reason"),
     )
@@ -187,6 +312,61 @@ def _show_progress(line: str, say: Callable[[str], None]) -> None:
             say(f"lane: tokenised {total} chunks")
     elif word in ("FAILED", "SKIPPED"):
         say(f"lane: {word} {rest}")
+
+
+class _Throttled:
+    """Shows what an external lane says, at most four lines a second: some say thousands."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._last = say, 0.0
+
+    def __call__(self, line: str) -> None:
+        if line.strip() and time.monotonic() - self._last >= 0.25:
+            self._last = time.monotonic()
+            self._say(f"lane: {line[:200]}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The gates for external lanes run the lane again, and are for those alone."""
+    if not is_external(config):
+        module = "harness.gates.black_box"
+        black_box = [item for item in items if getattr(getattr(item, "function", None), "__module__", "") == module]
+        config.hook.pytest_deselected(items=black_box)
+        items[:] = [item for item in items if item not in black_box]
+
+
+class Applicable:
+    """Counts the gates of an external lane that had something to judge. A session in which none had is a failure."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+        self.reasons: dict[str, list[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "smoke" not in report.keywords:
+            return
+        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            if reason.startswith(NOT_APPLICABLE):
+                name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+                self.reasons.setdefault(reason.removeprefix(NOT_APPLICABLE), []).append(name)
+        elif report.when == "call" or report.outcome == "failed":
+            self.judged += 1
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.reasons and not self.judged:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def lines(self) -> Iterator[str]:
+        """For the end of the session: what was not judged, by reason."""
+        if self.reasons:
+            count = sum(map(len, self.reasons.values()))
+            yield f"not applicable: {count} gates, which have judged nothing; {self.judged} have"
+        for reason, names in self.reasons.items():
+            yield f"  {reason}: {', '.join(names)}"
+        if self.reasons and not self.judged:
+            yield "FAILED: no gate had anything to judge; name more of what the lane leaves in its table"
 
 
 class _terminal:
@@ -231,6 +411,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         pytest.fail(reason, pytrace=False)
     try:
         return (yield)
+    except NotApplicable as error:
+        pytest.skip(f"{NOT_APPLICABLE}{error}")
     except EvidenceError as error:
         pytest.fail(str(error), pytrace=False)
 
@@ -249,6 +431,9 @@ def pytest_terminal_summary(
 ) -> Generator[None, None, None]:
     """The lane's report, last (after pytest's own summary), whatever happened."""
     yield
+    if (applicable := config.stash.get(APPLICABLE, None)) is not None:
+        for line in applicable.lines():
+            terminalreporter.write_line(line)
     for line in config.stash.get(SUMMARY, []):
         terminalreporter.write_line(line)
     run_dir = config.stash.get(RUN_DIR, None)
@@ -263,4 +448,7 @@ def _report_lines(run_dir: Path) -> Iterator[str]:
     try:
         yield from path.read_text(encoding="utf-8", errors="backslashreplace")[:100_000].splitlines()
     except OSError as error:
+        if (run_dir / RUN_FILE).exists():
+            yield f"the lane gives no report; its evidence and its log: {run_dir}"
+            return
         yield f"{path}: no report ({error.strerror}); the lane's log: {run_dir / 'lane.log'}"

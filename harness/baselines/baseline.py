@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from harness.baselines.guard import decode_positions, encode_positions
-from harness.baselines.result import UNIVERSAL, Key, Result, StepResult, TensorResult, shown
+from harness.baselines.result import EXTERNAL, UNIVERSAL, Key, Result, StepResult, TensorResult, shown
 from harness.numerics.sketch import Sketch
 
 SCHEMA = "lane_baseline/1"
 SIZE_LIMIT = 20_000  # bytes
+EXTERNAL_SIZE_LIMIT = 1_000_000  # an external lane may have hundreds of tensors, of 0.3 KB each
 READ_LIMIT = 1 << 20
 
 
@@ -145,8 +146,9 @@ def dump(baseline: Baseline) -> str:
         "tolerance": tolerance,
     }
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    if len(text.encode()) > SIZE_LIMIT:
-        raise ValueError(f"the baseline would have {len(text.encode()):,} bytes, more than {SIZE_LIMIT:,}")
+    limit = EXTERNAL_SIZE_LIMIT if result.key.mode == EXTERNAL else SIZE_LIMIT
+    if len(text.encode()) > limit:
+        raise ValueError(f"the baseline would have {len(text.encode()):,} bytes, more than {limit:,}")
     return text
 
 
@@ -264,7 +266,8 @@ def _parse(document: Any, path: Path) -> Baseline:
         raise ValueError(f"the curve's columns are {curve['columns']!r}, expected {CURVE_COLUMNS!r}")
     kept = {int(step): _dict(rows) for step, rows in _dict(shape["steps"]).items()}
     steps = tuple(_step(row, kept) for row in curve["rows"])
-    if not steps or not tensors:
+    external = key.mode == EXTERNAL
+    if not (steps or external) or not tensors:
         raise ValueError("no step or no tensor: there is nothing to compare with")
     if not set(kept) <= {step.step for step in steps}:
         raise ValueError("sketches of a step that is not in the curve")
@@ -284,8 +287,8 @@ def _parse(document: Any, path: Path) -> Baseline:
         numeric_class=_str(provenance["numeric_class"]),
         environment={name: _str(value) for name, value in _dict(provenance["environment"]).items()},
         settings={name: _str(value) for name, value in _dict(provenance["settings"]).items()},
-        dataset_digest=_digest(exact["dataset_digest"]),
-        tokens_digest=_digest(exact["tokens_digest"]),
+        dataset_digest=_digest(exact["dataset_digest"], optional=external),
+        tokens_digest=_digest(exact["tokens_digest"], optional=external),
         base_digest=_str(exact["base_digest"]),
         start_losses=_floats(exact["start"]),
         start_param=_floats(shape["start"]),
@@ -317,8 +320,8 @@ def _step(row: Any, kept: Mapping[int, Mapping[str, Any]]) -> StepResult:
         chunks=chunks,
         batch=batch,
         loss=_float(loss),
-        by_codebook=tuple(map(_float, by_codebook.split("/"))),
-        valid=tuple(map(int, valid.split("/"))),
+        by_codebook=tuple(map(_float, filter(None, by_codebook.split("/")))),
+        valid=tuple(map(int, filter(None, valid.split("/")))),
         sanitized=int(sanitized),
         grad_total=_float(grad),
         param_total=_float(param),
@@ -380,7 +383,9 @@ def _str(value: Any) -> str:
     return value
 
 
-def _digest(value: Any) -> str:
+def _digest(value: Any, *, optional: bool = False) -> str:
+    if optional and value == "":
+        return ""
     if not re.fullmatch(r"[0-9a-f]{64}", _str(value)):
         raise ValueError("a digest is 64 lower-case hexadecimal digits")
     return _str(value)

@@ -235,7 +235,8 @@ def _result(run: RunEvidence) -> Result:
 
 def _described(result: Result) -> str:
     key = result.key
-    steps = f"{len(result.steps)} steps" + ("" if result.end_losses else ", ended early")
+    complete = result.end_losses or result.key.mode == "external"
+    steps = f"{len(result.steps)} steps" + ("" if complete else ", ended early")
     return f"{result.source} ({key.mode}, class {result.numeric_class[:8]}, {steps})"
 
 

@@ -14,7 +14,7 @@ from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance
 from harness.baselines.compare import BITS, compare_result, exact_rule, tolerance_for
 from harness.baselines.differences import first_divergence, rows, table, walk
 from harness.baselines.guard import GUARD, MEASURED_DRIFT, guarded_positions
-from harness.baselines.result import UNIVERSAL, Result, result_of_run
+from harness.baselines.result import EXTERNAL, UNIVERSAL, Result, result_of_run
 from harness.evidence import EvidenceError, RunEvidence
 from harness.numerics.digest import tensor_digest
 
@@ -95,7 +95,7 @@ def record(
 def baseline_of(result: Result, provenance: Provenance, path: Path) -> Baseline:
     """The baseline that records a run's result. Raises ValueError for one that no comparison could hold to."""
     guard = drift = None
-    if result.values is None or not result.values or not result.steps:
+    if result.values is None or not result.values or not (result.steps or result.key.mode == EXTERNAL):
         raise ValueError("it has no tensors or no steps")
     if result.key.mode == UNIVERSAL:
         if result.values64 is None:
@@ -184,9 +184,11 @@ def _agreed(first: RunEvidence, second: RunEvidence) -> Result:
 def _moved(new: Baseline, old: Baseline | None) -> list[str]:
     result = new.result
     if old is None:
-        last = result.steps[-1]
+        told = "no loss"  # of an external lane that gives none
+        if result.steps:
+            told = f"{len(result.steps)} steps, loss {result.steps[0].loss:.6g} to {result.steps[-1].loss:.6g}"
         return [
-            f"  {len(result.steps)} steps, loss {result.steps[0].loss:.6g} to {last.loss:.6g}; "
+            f"  {told}; "
             f"tensor digest {result.tensor_digest[:12]}, {sum(map(len, result.guarded.values()))} parameters guarded"
         ]
     chosen, left_out = rows(walk(result, old.result, exact_rule(old)))

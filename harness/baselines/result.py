@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.evidence import EvidenceError, RunEvidence, rounding_agrees
+from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, rounding_agrees
 from harness.numerics.digest import dtype_name, tensor_digest
 from harness.numerics.sketch import Sketch, sketch
 
 UNIVERSAL = "universal"
+EXTERNAL = "external"  # of a lane that is not this project's: to the bit in one numeric class, without a guard
 PARTS = ("dataset", "tokens", "loss", "checkpoint")  # one gate each, in the order in which data flows
 
 
@@ -97,6 +98,14 @@ class Result:
     values64: Mapping[str, npt.NDArray[np.float64]] | None = None  # of a run in universal mode
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that there are: all of them, but for an external lane, which need not give them."""
+        if self.key.mode != EXTERNAL:
+            return PARTS
+        there = {"dataset": self.dataset_digest, "tokens": self.tokens_digest, "loss": self.steps}
+        return tuple(part for part in PARTS if there.get(part, True))
+
     def digest_as(self, other: Result) -> str:
         """This result's tensor digest, leaving out what `other`'s leaves out. "" where the tensors do not fit."""
         if self.guarded == other.guarded or self.values is None:
@@ -114,13 +123,17 @@ def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
     What else cannot be read, or contradicts itself, is in `unreadable`. `partial` takes the trace of a run that ended
     early as far as it goes; what is not there is then empty.
     """
-    trace = evidence.partial_trace if partial else evidence.trace
+    # Of an external lane without a trace there is an outline.
+    external = isinstance(evidence, ExternalEvidence)
+    trace = evidence.partial_trace if partial or external else evidence.trace
     header, start, end = trace.header, trace.start, trace.end
     unreadable: dict[str, str] = {}
 
     def read(part: str, digest: Any, claimed: str) -> str:
         try:
             found: str = digest()
+        except NotApplicable:
+            return claimed
         except EvidenceError as error:
             unreadable[part] = str(error)
             return claimed
@@ -138,6 +151,8 @@ def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
         if header["mode"] == UNIVERSAL and before is not None:
             rounding_agrees(evidence.checkpoint, before)
             values64 = dict(before.tensors)
+    except NotApplicable:
+        pass
     except EvidenceError as error:
         unreadable["checkpoint"] = str(error)
     mode = header["mode"]
@@ -216,7 +231,7 @@ def _step(line: Mapping[str, Any]) -> StepResult:
 
 
 def _end_losses(end: Mapping[str, Any]) -> dict[str, float]:
-    if not end:
+    if "eval_loss" not in end:
         return {}
     losses = {"evaluation loss": end["eval_loss"]}
     for index, loss in enumerate(end["eval_loss_by_codebook"]):
@@ -225,6 +240,8 @@ def _end_losses(end: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _model_name(evidence: RunEvidence) -> str:
+    if isinstance(evidence, ExternalEvidence):
+        return str(evidence.facts["name"])
     try:
         return evidence.report["model_id"].rstrip("/").rpartition("/")[2].replace("-", "_").replace(".", "_")
     except (EvidenceError, KeyError):

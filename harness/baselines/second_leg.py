@@ -28,7 +28,8 @@ def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS) -> Code:
 
     Outside of git the commit is `unknown`, and the code counts as changed.
     """
-    files = sorted(file for path in paths for file in (repository / path).rglob("*.py"))
+    named = [repository / path for path in paths]
+    files = sorted({file for path in named for file in ([path] if path.suffix == ".py" else path.rglob("*.py"))})
     blobs = [(file.relative_to(repository).as_posix(), _blob(file.read_bytes())) for file in files]
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()

@@ -12,6 +12,7 @@ Nothing is ever found unused or deleted by syrupy: `discover_snapshots` tells it
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,7 +23,7 @@ from syrupy.data import SnapshotCollection, SnapshotCollections
 from syrupy.extensions.base import AbstractSyrupyExtension
 from syrupy.location import PyTestLocation
 
-from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.baseline import Baseline, BaselineError, Code, Store
 from harness.baselines.compare import Verdict, compare, judge
 from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
 from harness.baselines.result import PARTS, result_of_run, shown
@@ -75,7 +76,22 @@ class Gates:
                 self._verdict = compare(self.evidence, self.store)
             else:
                 self._verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
+            if option := self.evidence.lane_option:
+                command = self._verdict.next_command.replace("pytest -m smoke", f"pytest -m smoke{option}")
+                self._verdict = dataclasses.replace(self._verdict, next_command=command)
         return self._verdict
+
+    def parts(self) -> tuple[str, ...]:
+        """The parts that the run gives, or that were recorded of it: an external lane need not give all."""
+        try:
+            result = result_of_run(self.evidence)
+            baseline = self.store.get(result)
+        except (EvidenceError, BaselineError, OSError):
+            return PARTS  # each says by itself what is wrong
+        if not result.tensors and not result.unreadable:
+            return ()
+        recorded = () if baseline is None else baseline.result.parts
+        return tuple(part for part in PARTS if part in (*result.parts, *recorded))
 
     @property
     def location(self) -> Path:
@@ -245,6 +261,8 @@ def baseline_factory(request: pytest.FixtureRequest, gates: Gates) -> BaselineFa
     def baseline(part: str) -> SnapshotAssertion:
         if part not in PARTS:
             raise ValueError(f"no part {part!r}; the parts are {', '.join(PARTS)}")
+        if part not in gates.parts():
+            pytest.skip(f"not applicable: the lane gives no {part} that a baseline could hold")
         extension = type("BoundBaselineExtension", (BaselineExtension,), {"gates": gates, "part": part})
         return BaselineAssertion(
             session=session._syrupy,

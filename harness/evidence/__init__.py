@@ -17,7 +17,8 @@ from harness.evidence.agreement import (
     tokens_agree,
 )
 from harness.evidence.checkpoint import Checkpoint, read_array, read_checkpoint
-from harness.evidence.errors import EvidenceError
+from harness.evidence.errors import EvidenceError, NotApplicable
+from harness.evidence.external import ExternalEvidence
 from harness.evidence.report import (
     CONTRACT_KEYS,
     REPORT_KEYS,
@@ -36,6 +37,8 @@ __all__ = [
     "REPORT_TITLE",
     "Checkpoint",
     "EvidenceError",
+    "ExternalEvidence",
+    "NotApplicable",
     "RunEvidence",
     "Trace",
     "check_report_keys",

@@ -17,6 +17,10 @@ class EvidenceError(Exception):
         super().__init__(one_line(message, _LONGEST))
 
 
+class NotApplicable(EvidenceError):
+    """The lane does not give this evidence, and need not: the gate that asks for it has nothing to judge."""
+
+
 def mismatch(where: object, found: str, expected: str) -> EvidenceError:
     """The error for `where` (a file, a line or a field of it): `found` and `expected` complete the sentence."""
     return EvidenceError(f"{where}: found {found}, expected {expected}")

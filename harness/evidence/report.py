@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.evidence.errors import mismatch, one_line, show
@@ -61,16 +61,16 @@ def read_report(path: Path) -> dict[str, str]:
     return parse_report(read_bytes(path, REPORT_LIMIT, "the lane's report"), path)
 
 
-def parse_report(data: bytes, where: object) -> dict[str, str]:
+def parse_report(data: bytes, where: object, *, title: str = REPORT_TITLE) -> dict[str, str]:
     """The report in `data`: its title, then `key: value` lines, each ended. Keys are returned in the report's order.
 
     Raises EvidenceError for anything else: a missing title or last line end (a truncated report), a line without a
     value, a repeated key, a character that does not print. Which keys there are is for `check_report_keys` to say.
     """
     text = decode(data, where)
-    title, *lines = text.split("\n")
-    if title != REPORT_TITLE:
-        raise mismatch(where, show(title) if data else "an empty file", f"the line {REPORT_TITLE!r} first")
+    first, *lines = text.split("\n")
+    if first != title:
+        raise mismatch(where, show(first) if data else "an empty file", f"the line {title!r} first")
     if not lines or lines.pop() != "":
         raise mismatch(where, "a last line without an end", "whole lines (is the report truncated?)")
     report: dict[str, str] = {}
@@ -84,16 +84,21 @@ def parse_report(data: bytes, where: object) -> dict[str, str]:
     return report
 
 
-def check_report_keys(report: Mapping[str, str], where: object = "train_report.txt") -> None:
-    """Raises EvidenceError unless the report has the contract's keys and then ours, all of them, in this order."""
+def check_report_keys(
+    report: Mapping[str, str], where: object = "train_report.txt", keys: Sequence[str] = REPORT_KEYS
+) -> None:
+    """Raises EvidenceError unless the report has the contract's keys and then ours, all of them, in this order.
+
+    With `keys`, which the report of another lane begins with, more may follow.
+    """
     found = list(report)
-    for index, key in enumerate(REPORT_KEYS):
+    for index, key in enumerate(keys):
         if index >= len(found):
-            raise mismatch(where, f"only {len(found)} keys", f"{len(REPORT_KEYS)}, the next one being {key}")
+            raise mismatch(where, f"only {len(found)} keys", f"{len(keys)}, the next one being {key}")
         if found[index] != key:
             late = "which comes later" if key in report else "which is missing"
             raise mismatch(where, f"the key {one_line(found[index], 80)} as number {index + 1}", f"{key}, {late}")
-    if len(found) > len(REPORT_KEYS):
+    if keys is REPORT_KEYS and len(found) > len(REPORT_KEYS):
         raise mismatch(
             where, f"the key {one_line(found[len(REPORT_KEYS)], 80)} after the last", f"{REPORT_KEYS[-1]} last"
         )

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from harness.evidence.checkpoint import Array, Checkpoint, read_array, read_checkpoint
 from harness.evidence.errors import EvidenceError, mismatch, one_line, show
-from harness.evidence.report import read_report
+from harness.evidence.report import REPORT_KEYS, read_report
 from harness.evidence.strict import (
     COUNT,
     NOT_FINITE,
@@ -110,7 +110,7 @@ T = TypeVar("T")
 class _once(Generic[T]):
     """A property that is computed once; an EvidenceError is remembered too, and raised anew each time."""
 
-    def __init__(self, compute: Callable[[RunEvidence], T]) -> None:
+    def __init__(self, compute: Callable[[Any], T]) -> None:
         self.compute = compute
         self.name = compute.__name__
         self.__doc__ = compute.__doc__
@@ -126,11 +126,11 @@ class _once(Generic[T]):
             try:
                 run._outcomes[self.name] = self.compute(run)
             except EvidenceError as error:
-                run._outcomes[self.name] = EvidenceError(str(error))
+                run._outcomes[self.name] = type(error)(str(error))
         outcome = run._outcomes[self.name]
         if isinstance(outcome, EvidenceError):
             # A new one each time: a raised exception keeps growing the traceback of who raised it before.
-            raise EvidenceError(str(outcome))
+            raise type(outcome)(str(outcome))
         result: T = outcome
         return result
 
@@ -161,6 +161,21 @@ class RunEvidence:
         report = read_report(self.report_path)
         # The bootstrap reports failures from before there was a run, with the contract's keys alone.
         return self._of_this_run(report, self.report_path) if "run_id" in report else report
+
+    @property
+    def lane_option(self) -> str:
+        """What a pytest command line needs to run this lane: nothing, for the built-in one."""
+        return ""
+
+    @property
+    def report_keys(self) -> tuple[str, ...]:
+        """The keys that the report must have, in this order."""
+        return REPORT_KEYS
+
+    @property
+    def run_id_files(self) -> int:
+        """How many files of a completed run carry its id."""
+        return 6
 
     @_once
     def status(self) -> dict[str, Any]:
@@ -394,7 +409,12 @@ def load_run(
 
     `status_path` and `manifest_path`: where these are not in their usual place (`TRAIN_STATUS_PATH`,
     `KNOWLEDGE_AUDIO_DIR`). `run_id`: the id that every file must carry; without it, the one that the status carries.
+    The run of an external lane (harness/lanes.py) is an ExternalEvidence.
     """
+    from harness.evidence.external import RUN_FILE, ExternalEvidence  # which builds on this module
+
+    if (Path(run_dir) / RUN_FILE).exists():
+        return ExternalEvidence(Path(run_dir), run_id)
     return RunEvidence(
         Path(run_dir),
         Path(status_path) if status_path is not None else Path(run_dir) / STATUS,

@@ -51,7 +51,16 @@ RULES = (
     Rule("dependencies and set-up", ("pyproject.toml", "harness/bootstrap/*", "harness/__main__.py"), True),
     Rule(
         "gates",
-        ("harness/evidence/*", "harness/baselines/*", "harness/pytest_plugin.py", "conftest.py", "tests/smoke/*"),
+        (
+            "harness/evidence/*",
+            "harness/baselines/*",
+            "harness/gates/*",
+            "harness/lanes.py",
+            "harness/external_runs.py",
+            "harness/pytest_plugin.py",
+            "conftest.py",
+            "tests/smoke/*",
+        ),
         True,
     ),
     Rule("workflow", (".github/workflows/lane.yml", ".ci/*", "harness/present/changed.py"), True),

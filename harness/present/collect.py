@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.present.gates import GateResult, by_reason
+from harness.present.gates import NOT_APPLICABLE, GateResult, by_reason
 
 MARKER = "smoke"
 NAME = "lane-gates"
@@ -105,9 +105,12 @@ def result_of(report: pytest.TestReport) -> GateResult:
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = str(crash.message) if crash is not None else details
     path, line, _ = report.location
+    outcome: str = "error" if report.outcome == "failed" and report.when != "call" else report.outcome
+    if outcome == "skipped" and reason.startswith(f"Skipped: {NOT_APPLICABLE}: "):
+        outcome, reason = NOT_APPLICABLE, reason.removeprefix(f"Skipped: {NOT_APPLICABLE}: ")
     return GateResult(
         nodeid=report.nodeid,
-        outcome="error" if report.outcome == "failed" and report.when != "call" else report.outcome,
+        outcome=outcome,
         reason=_one_line(reason.removeprefix("AssertionError: ").removeprefix("Failed: ")),
         details=_head(details, 8000),
         path=path.replace(os.sep, "/"),

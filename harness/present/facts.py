@@ -55,7 +55,7 @@ class Facts:
             "sanitized_logits": self.report("sanitized_logits"),
             "head_commit": self.report("head_commit"),
         }
-        if self.trace is not None and self.trace.end:
+        if self.trace is not None and "eval_loss" in self.trace.end:
             found["eval_loss"] = repr(self.trace.end["eval_loss"])
         return found
 

@@ -24,7 +24,8 @@ SCHEMA = "gates/1"
 SIZE_LIMIT = 16 << 20
 _DETAILED = 100
 PASSED = "passed"
-OUTCOMES = (PASSED, "failed", "error", "skipped")
+NOT_APPLICABLE = "not applicable"  # an external lane does not give what the gate judges
+OUTCOMES = (PASSED, "failed", "error", "skipped", NOT_APPLICABLE)
 
 
 class GatesError(Exception):
@@ -133,13 +134,15 @@ def by_reason(gates: Sequence[GateResult]) -> list[list[GateResult]]:
     for gate in gates:
         if gate.outcome != PASSED:
             groups.setdefault((gate.outcome, gate.reason), []).append(gate)
-    order = {"failed": 0, "error": 0, "skipped": 1}
+    order = {"failed": 0, "error": 0, "skipped": 1, NOT_APPLICABLE: 2}
     return sorted(groups.values(), key=lambda group: order.get(group[0].outcome, 0))
 
 
 def all_passed(gates: Sequence[GateResult]) -> bool:
-    """Whether there are gates, and all of them passed: a skipped one did not."""
-    return bool(gates) and all(gate.outcome == PASSED for gate in gates)
+    """Whether there are gates, and all of them passed: a skipped one did not. One that is not applicable judged
+    nothing, so that there must be others."""
+    judged = [gate for gate in gates if gate.outcome != NOT_APPLICABLE]
+    return bool(judged) and all(gate.outcome == PASSED for gate in judged)
 
 
 def _text(value: float) -> str:

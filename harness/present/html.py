@@ -17,14 +17,14 @@ from harness.lane.files import atomic_write
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
-from harness.present.gates import GateResult, all_passed, by_reason, counts
+from harness.present.gates import NOT_APPLICABLE, GateResult, all_passed, by_reason, counts
 from harness.present.picture import RANGE_DB, TOP_HZ, spectrogram_png
 from harness.present.style import POLICY, STYLE
 
 PAGE = "report.html"
 CODEBOOKS_SHOWN = 8
 _FLOOR = 1e-17  # where a distance of zero is drawn
-_OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–"}
+_OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", NOT_APPLICABLE: "·"}
 _GOOD = ("match", "tolerance-match")
 
 
@@ -150,11 +150,15 @@ def _gates(gates: Sequence[GateResult]) -> str:
         reason = f'<p class="reason">{escape(group[0].reason)}</p>' if group[0].reason else ""
         few = len(group) <= 4
         items = _join(_gate(gate, details=few or number == 0) for number, gate in enumerate(group))
-        blocks.append(f'<div class="{escape(group[0].outcome)}">{reason}<ul class="gates">{items}</ul></div>')
+        blocks.append(f'<div class="{_class(group[0])}">{reason}<ul class="gates">{items}</ul></div>')
     passed = _join(_gate(gate) for gate in gates if gate.outcome == "passed")
     blocks.append(f'<ul class="gates">{passed}</ul>' if passed else "")
     empty = "" if gates else "<p>No gate ran.</p>"
     return f"<section><h2>Gates</h2>\n{empty}{_join(blocks)}</section>"
+
+
+def _class(gate: GateResult) -> str:
+    return "skipped" if gate.outcome == NOT_APPLICABLE else escape(gate.outcome)
 
 
 def _gate(gate: GateResult, *, details: bool = False) -> str:
@@ -163,7 +167,7 @@ def _gate(gate: GateResult, *, details: bool = False) -> str:
     more = ""
     if details and gate.details and " ".join(gate.details.split()) != gate.reason:
         more = f"<details><summary>in full</summary><pre tabindex=0>{escape(gate.details)}</pre></details>"
-    return f'<li class="{escape(gate.outcome)}">{mark}{said}{escape(gate.name)}{more}</li>'
+    return f'<li class="{_class(gate)}">{mark}{said}{escape(gate.name)}{more}</li>'
 
 
 def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:

@@ -16,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
-from harness.present.gates import GateResult, GatesError, GatesFile, all_passed, by_reason, counts, read_gates
+from harness.present.gates import (
+    NOT_APPLICABLE,
+    GateResult,
+    GatesError,
+    GatesFile,
+    all_passed,
+    by_reason,
+    counts,
+    read_gates,
+)
 from harness.present.text import code, table
 
 LIMIT = 1_000_000  # bytes; GitHub drops a step's summary above 1 MiB as a whole
 _ROWS = 100
-_MARK = {"passed": "✅", "failed": "❌", "error": "❌", "skipped": "➖"}
+_MARK = {"passed": "✅", "failed": "❌", "error": "❌", "skipped": "➖", NOT_APPLICABLE: "·"}
 _METRICS = (
     "loss", "loss_first", "eval_loss", "checkpoint_tensor_digest", "numeric_mode", "numeric_class", "steps",
     "sanitized_logits", "head_commit",
@@ -129,7 +138,8 @@ def _gates(gates: Sequence[GateResult]) -> list[str]:
     groups = by_reason(gates)
     lines: list[str] = []
     if groups:
-        lines += ["### Gates that did not pass", ""]
+        inapplicable = all(group[0].outcome == NOT_APPLICABLE for group in groups)
+        lines += ["### Gates that are not applicable" if inapplicable else "### Gates that did not pass", ""]
         rows = []
         for group in groups[:_ROWS]:
             # Gates with one reason share a row.

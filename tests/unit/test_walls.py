@@ -29,6 +29,7 @@ def imports_of(path: Path) -> set[str]:
         ("lane", ("harness.evidence", "harness.baselines", "harness.pytest_plugin", "pytest", "syrupy", "hypothesis")),
         ("evidence", ("harness.lane", "harness.launch", "pytest")),
         ("baselines", ("harness.lane", "harness.launch")),
+        ("gates", ("harness.lane", "harness.launch")),
         ("numerics", ("harness.lane", "harness.evidence", "harness.baselines", "pytest")),
     ],
 )

@@ -1,0 +1,93 @@
+"""The runs of an external lane that one test session needs: its own, a second one, and two with other audio."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
+from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, put_back, renamed_audio
+from harness.numerics.digest import file_sha256
+
+Say = Callable[[str], None]
+_SAYS = {
+    "again": "running again, to rule out chance",
+    "other-audio": "running with other audio",
+    "same-audio": "running with the same audio under other names",
+}
+
+
+class ExternalRuns:
+    """`first`: the session's run. `folder`: where further runs go, the same for every worker of pytest-xdist, so that
+    each takes place once and never beside another: they share the places where the lane leaves its files."""
+
+    def __init__(
+        self, lane: ExternalLane, first: Path, folder: Path, terminal: Callable[[], AbstractContextManager[Say]]
+    ) -> None:
+        self.lane, self.first, self.folder, self._terminal = lane, first, folder, terminal
+
+    def again(self) -> ExternalEvidence:
+        """A second run. Raises EvidenceError, as all of these do."""
+        return self._run("again", lambda: None)
+
+    def other_audio(self) -> ExternalEvidence:
+        """A run with other audio. Raises NotApplicable where there is none to change."""
+        return self._run("other-audio", lambda: self._varied(changed_audio, differs=True))
+
+    def same_audio(self) -> ExternalEvidence:
+        """A run with the same audio under other names and times. Raises NotApplicable likewise."""
+        return self._run("same-audio", lambda: self._varied(renamed_audio, differs=False))
+
+    def from_code(self, root: Path, run_dir: Path) -> ExternalEvidence:
+        """A run of another checkout of the user's project."""
+        return self._start(run_dir, root=root)
+
+    def _run(self, kind: str, audio: Callable[[], Path | None]) -> ExternalEvidence:
+        run_dir, done = self.folder / kind, self.folder / f"{kind}.done"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(self.folder / "lock")):
+            if not done.exists():
+                chosen = audio()
+                with self._terminal() as say:
+                    say(f"lane: {_SAYS[kind]}")
+                self._start(run_dir, audio=chosen)
+                done.touch()
+        return _external(run_dir)
+
+    def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> ExternalEvidence:
+        process = ExternalProcess(
+            self.lane,
+            run_dir,
+            audio=audio,
+            root=root,
+            numeric_class=lambda: str(_external(self.first).facts["numeric_class"]),
+        )
+        try:
+            process.wait()
+        finally:
+            process.stop()
+            put_back(self.lane, self.first)
+        return _external(run_dir)
+
+    def _varied(self, vary: Callable[[Path, Path], Path], *, differs: bool) -> Path:
+        name = self.lane.name
+        if self.lane.audio is None:
+            raise NotApplicable(f"the table of lane {name} names no audio")
+        source = self.lane.folder / self.lane.audio
+        try:
+            varied = vary(source, Path(tempfile.mkdtemp(prefix="audio-", dir=self.folder)))
+        except EvidenceError as error:
+            raise NotApplicable(str(error)) from None
+        if differs and sorted(map(file_sha256, audio_files(source))) == sorted(map(file_sha256, audio_files(varied))):
+            raise NotApplicable(f"{source}: backwards and softer it is the same (is it silent?)")
+        return varied
+
+
+def _external(run_dir: Path) -> ExternalEvidence:
+    run = load_run(run_dir)
+    assert isinstance(run, ExternalEvidence)
+    return run

@@ -1,0 +1,238 @@
+"""Gates that need nothing of a lane's inside: what it left, and what it leaves when it runs again.
+
+For lanes of other projects (`--lane NAME`); without that option they are not collected. A gate whose evidence the lane
+does not give is skipped as not applicable, with the reason. Three of them run the lane again: `lane_again` as it is,
+`lane_other_audio` with other audio under the same names, `lane_same_audio` with the same audio under other names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.baselines.checkpoints import TensorDifference, compare_tensors, in_memory
+from harness.evidence import ExternalEvidence, NotApplicable, finite_loss
+from harness.numerics.digest import file_sha256
+
+pytestmark = pytest.mark.smoke
+
+Rerun = Callable[[], ExternalEvidence]
+
+
+def test_lane_completes(lane_run: ExternalEvidence) -> None:
+    # A lane that says otherwise in its status, or by its exit code, has failed every gate before it gets here.
+    assert lane_run.failure() is None, lane_run.failure()
+    assert lane_run.status["status"] == "completed"
+
+
+def test_artifacts_are_of_this_run(lane_run: ExternalEvidence) -> None:
+    outputs = lane_run.facts["outputs"]
+    missing = [
+        f"{o['path']}: found {o['found']}, expected the run's {what}" for what, o in outputs.items() if not o["copy"]
+    ]
+    assert not missing, "the run did not leave what its table names:\n" + "\n".join(missing)
+    stale = [f"{o['path']} ({what})" for what, o in outputs.items() if not o["written"]]
+    assert not stale, (
+        f"stale: {', '.join(stale)} lay there before the run that started at {lane_run.facts['started_at']}, and it "
+        "did not write it: what it says is of another run"
+    )
+    ids = lane_run.run_ids()
+    assert len(set(ids.values())) <= 1, f"stale: the files carry other run ids: {ids}"
+
+
+def test_report_status_and_files_agree(lane_run: ExternalEvidence) -> None:
+    compared, problems = agreement(lane_run)
+    assert not problems, "report, status and files do not agree:\n" + "\n".join(problems)
+    if not compared:
+        raise NotApplicable("the lane's report and status say nothing that another of its files says too")
+
+
+def test_last_loss_is_finite(lane_run: ExternalEvidence) -> None:
+    finite_loss({"loss": loss_of(lane_run)})
+
+
+def test_loss_is_below_that_of_a_uniform_guess(lane_run: ExternalEvidence) -> None:
+    loss = loss_of(lane_run)
+    vocabulary = lane_run.facts["vocabulary"]
+    if vocabulary is None:
+        raise NotApplicable(f"the table of lane {lane_run.facts['name']} gives no vocabulary")
+    bound = math.log(vocabulary)
+    assert isinstance(loss, int | float) and loss < bound, (
+        f"the loss is {loss}, and a guess that knows nothing has ln({vocabulary}) = {bound:.4f}: the lane trains on "
+        "the wrong thing (targets that are random, shifted, or of other data)"
+    )
+
+
+def test_manifest_says_what_is_on_the_disk(lane_run: ExternalEvidence) -> None:
+    problems = lane_run.manifest_problems()
+    assert not problems, "\n".join(problems)
+
+
+def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun) -> None:
+    lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
+    again = lane_again()
+    assert again.failure() is None, f"the second run failed, and the first did not: {again.failure()}"
+    written_by(again)
+    differing = differences(lane_run, again)
+    count = len(lane_run.checkpoint.tensors)
+    assert not differing, (
+        f"nondeterministic: a second run, at once, gave another checkpoint: {len(differing)} of {count} tensors "
+        f"differ, {named(differing)}; something draws without a seed, or depends on time or order"
+    )
+    losses = [run.status.get("loss") for run in (lane_run, again)]
+    assert losses[0] == losses[1], (
+        f"nondeterministic: the checkpoints agree, the losses are {losses[0]} and {losses[1]}"
+    )
+
+
+def test_checkpoint_is_not_the_initial_one(lane_run: ExternalEvidence) -> None:
+    first, last = lane_run.initial_checkpoint, lane_run.checkpoint
+    assert last.tensor_digest != first.tensor_digest, (
+        f"{lane_run.facts['outputs']['checkpoint']['path']} holds what training started from, value for value: nothing "
+        "was trained, or something else was written"
+    )
+
+
+def test_every_tensor_moved(lane_run: ExternalEvidence) -> None:
+    first, last = lane_run.initial_checkpoint.tensors, lane_run.checkpoint.tensors
+    assert set(first) == set(last), f"other tensors than in the initial checkpoint: {sorted(set(first) ^ set(last))}"
+    still = [name for name, value in first.items() if np.array_equal(value, last[name], equal_nan=True)]
+    assert not still, f"not moved by the training: {', '.join(still)}"
+
+
+def test_checkpoint_depends_on_the_audio(lane_run: ExternalEvidence, lane_other_audio: Rerun) -> None:
+    lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
+    other = lane_other_audio()
+    assert other.failure() is None, f"with other audio the lane fails: {other.failure()}"
+    written_by(other)
+    assert other.checkpoint.tensor_digest != lane_run.checkpoint.tensor_digest, (
+        "blind to its audio: with other audio (backwards, its first half softer) the lane gives the same checkpoint, "
+        "value for value: it does not train on what it is given"
+    )
+
+
+def test_checkpoint_does_not_depend_on_names_and_times(
+    lane_run: ExternalEvidence, lane_again: Rerun, lane_same_audio: Rerun
+) -> None:
+    lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
+    if differences(lane_run, lane_again()):
+        raise NotApplicable("two runs on the same audio differ already, so that names cannot be told from chance")
+    other = lane_same_audio()
+    assert other.failure() is None, f"with the same audio under other names the lane fails: {other.failure()}"
+    written_by(other)
+    differing = differences(lane_run, other)
+    assert not differing, (
+        "the same audio under other names, in the opposite order and with other times, gives another checkpoint: "
+        f"{named(differing)}; the lane orders its data, or draws, by names or times (order it by what the files hold)"
+    )
+
+
+def loss_of(run: ExternalEvidence) -> Any:
+    """The last loss, from the status or else the report. Raises NotApplicable where neither gives one."""
+    if "loss" in run.status:
+        return run.status["loss"]
+    try:
+        text = run.report["loss"]
+    except NotApplicable:
+        raise NotApplicable(f"the lane {run.facts['name']} gives no loss in its status or report") from None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def written_by(run: ExternalEvidence) -> None:
+    """A run that did not write its checkpoint says nothing about it."""
+    output = run.facts["outputs"]["checkpoint"]
+    assert output["copy"] and output["written"], f"this run did not write {output['path']}, so that nothing is compared"
+
+
+def differences(one: ExternalEvidence, other: ExternalEvidence) -> list[TensorDifference]:
+    """The tensors in which two checkpoints differ."""
+    if one.checkpoint.tensor_digest == other.checkpoint.tensor_digest:
+        return []
+    return compare_tensors(in_memory(one.checkpoint.tensors), in_memory(other.checkpoint.tensors))
+
+
+def named(differing: list[TensorDifference]) -> str:
+    """The tensors, the farthest first, in a few words."""
+    order = sorted(differing, key=lambda t: (-t.relative if not math.isnan(t.relative) else -math.inf, t.name))
+    texts = [f"{t.name} ({t.differing} of {t.size} values, relative distance {t.relative:.1e})" for t in order[:3]]
+    return ", ".join(texts) + (f" and {len(order) - 3} more" if len(order) > 3 else "")
+
+
+def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
+    """How many statements of report, status and files were compared, and a line for each pair that does not agree."""
+    problems: list[str] = []
+    compared = 0
+
+    def agree(what: str, found: Any, expected: Any, who: str) -> None:
+        nonlocal compared
+        compared += 1
+        if found != expected:
+            problems.append(f"{what}: found {found!r}, expected {expected!r}, as {who}")
+
+    report: Mapping[str, Any] = run.report if run.gives("report") else {}
+    status: Mapping[str, Any] = run.own_status if run.gives("status") else {}
+    facts = run.facts
+    if "objective_status" in report:
+        agree("report: objective_status", report["objective_status"], run.status["status"], "the status says")
+        if report["objective_status"] == "completed":
+            for key in ("first_failed_step", "root_cause"):
+                agree(f"report: {key}", report.get(key, "none"), "none", "for a run that completed")
+    if "training_status_json" in report and status and report["training_status_json"] != "none":
+        try:
+            said = json.loads(report["training_status_json"])
+        except ValueError:
+            said = report["training_status_json"]
+        agree("report: training_status_json", said, dict(status), "the status file holds")
+    if "loss" in report and "loss" in run.status:
+        agree("report: loss", _number(report["loss"]), run.status["loss"], "the status says")
+    if run.gives("checkpoint") and facts["outputs"]["checkpoint"]["copy"]:
+        path, copy = Path(facts["outputs"]["checkpoint"]["path"]), run.checkpoint_path
+        sha256, size, digest = file_sha256(copy), copy.stat().st_size, None
+        for where, source in (("report", report), ("status", status)):
+            if "checkpoint_sha256" in source:
+                agree(f"{where}: checkpoint_sha256", source["checkpoint_sha256"], sha256, "the file gives")
+            if "checkpoint_tensor_digest" in source:
+                digest = digest or run.checkpoint.tensor_digest
+                agree(
+                    f"{where}: checkpoint_tensor_digest", source["checkpoint_tensor_digest"], digest, "the file gives"
+                )
+            if "checkpoint_size_bytes" in source:
+                agree(
+                    f"{where}: checkpoint_size_bytes", str(source["checkpoint_size_bytes"]), str(size), "the file has"
+                )
+            if "checkpoint_exists" in source:
+                agree(f"{where}: checkpoint_exists", str(source["checkpoint_exists"]).lower(), "true", "it does")
+            if "checkpoint_path" in source:
+                agree(
+                    f"{where}: checkpoint_path", Path(str(source["checkpoint_path"])).name, path.name, "the table says"
+                )
+    if run.gives("manifest") and facts["outputs"]["manifest"]["copy"]:
+        entries = run.manifest["entries"]
+        if "manifest_entry_count" in report:
+            agree("report: manifest_entry_count", report["manifest_entry_count"], str(len(entries)), "the manifest has")
+        if "manifest_exists" in report:
+            agree("report: manifest_exists", report["manifest_exists"].lower(), "true", "it does")
+    digest = facts["data"]["digest"]
+    for where, source in (("report", report), ("status", status)):
+        if digest and source.get("dataset_digest", "none") not in ("none", None):
+            agree(f"{where}: dataset_digest", source["dataset_digest"], digest, "the files give")
+    return compared, problems
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+__all__ = [name for name in list(globals()) if name.startswith("test_")] + ["pytestmark"]

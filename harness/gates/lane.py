@@ -1,0 +1,174 @@
+"""The gates on what the built-in lane writes: each one requirement on the evidence of the session's one run.
+
+A lane of another project that gives the same evidence (a trace) is held to the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.evidence import (
+    RunEvidence,
+    check_report_keys,
+    checkpoint_agrees,
+    end_agrees,
+    finite_loss,
+    loss_agrees,
+    one_run_id,
+    rounding_agrees,
+    tokens_agree,
+)
+
+pytestmark = pytest.mark.smoke
+
+# How far the loss on the first batch must fall from before to after the training, in nats; see docs/lane.md.
+LOSS_MARGIN = 0.05
+
+
+def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence) -> None:
+    check_report_keys(lane_run.report, lane_run.report_path, lane_run.report_keys)
+
+
+def test_objective_status_is_completed(lane_run: RunEvidence) -> None:
+    found = lane_run.report["objective_status"]
+    assert found == "completed", f"the report says objective_status: {found}"
+
+
+def test_first_failed_step_is_none(lane_run: RunEvidence) -> None:
+    found = lane_run.report["first_failed_step"]
+    assert found == "none", f"the report says first_failed_step: {found}"
+
+
+def test_root_cause_is_none(lane_run: RunEvidence) -> None:
+    found = lane_run.report["root_cause"]
+    assert found == "none", f"the report says root_cause: {found}"
+
+
+def test_status_file_is_valid_and_completed(lane_run: RunEvidence) -> None:
+    status = lane_run.status
+    assert status["status"] == "completed", f"the status is {status['status']}: {status['root_cause']}"
+    asked, traced = lane_run.trace.header["steps"], len(lane_run.trace.steps)
+    counts = f"{status['steps_done']} of {status['steps_total']} steps; the trace has {traced} of {asked}"
+    assert status["steps_done"] == status["steps_total"] == asked == traced, f"the status says {counts}"
+
+
+def test_loss_is_finite(lane_run: RunEvidence) -> None:
+    finite_loss({"loss": lane_run.status["loss"]})
+    for step in lane_run.trace.steps:
+        assert math.isfinite(step["loss"]), f"the loss of step {step['step']} is {step['loss']}"
+
+
+def test_loss_is_the_same_in_status_report_and_trace(lane_run: RunEvidence) -> None:
+    loss_agrees(lane_run.status, lane_run.report, lane_run.trace)
+
+
+def test_checkpoint_is_not_empty_and_finite(lane_run: RunEvidence) -> None:
+    tensors = lane_run.checkpoint.tensors
+    assert tensors, f"{lane_run.checkpoint.path} holds no tensor"
+    for name, tensor in tensors.items():
+        assert tensor.size, f"{name} is empty"
+        bad = int(np.count_nonzero(~np.isfinite(tensor)))
+        assert not bad, f"{name} has {bad} of {tensor.size} values that are not finite"
+
+
+def test_checkpoint_sha_is_that_of_the_file(lane_run: RunEvidence) -> None:
+    checkpoint_agrees(lane_run.checkpoint, lane_run.checkpoint_sidecar, lane_run.status)
+    found, said = lane_run.checkpoint.sha256, lane_run.report["checkpoint_sha256"]
+    assert found == said, f"the checkpoint's SHA-256 is {found}, the report says {said}"
+    found, said = lane_run.checkpoint.tensor_digest, lane_run.report["checkpoint_tensor_digest"]
+    assert found == said, f"the checkpoint's tensor digest is {found}, the report says {said}"
+
+
+def test_checkpoint_is_what_training_ended_with(lane_run: RunEvidence) -> None:
+    end_agrees(lane_run.checkpoint, lane_run.trace)
+    if lane_run.checkpoint_float64 is not None:
+        rounding_agrees(lane_run.checkpoint, lane_run.checkpoint_float64)
+
+
+def test_manifest_lists_what_is_on_disk(lane_run: RunEvidence) -> None:
+    problems = lane_run.manifest_problems()
+    assert not problems, "\n".join(problems)
+    digest = lane_run.dataset_digest()
+    for where, said in (("report", lane_run.report), ("trace", lane_run.trace.header)):
+        assert said["dataset_digest"] == digest, f"the {where} says {said['dataset_digest']}, the files give {digest}"
+
+
+def test_tokens_are_those_of_the_trace(lane_run: RunEvidence) -> None:
+    digest = tokens_agree(lane_run.tokens, lane_run.trace)
+    said = lane_run.report["tokens_digest"]
+    assert digest == said, f"the tokens' digest is {digest}, the report says {said}"
+
+
+def test_all_files_are_of_this_run(lane_run: RunEvidence) -> None:
+    ids = lane_run.run_ids()
+    assert len(ids) == lane_run.run_id_files, f"a run id is in {sorted(ids)} only"
+    one_run_id(ids)
+
+
+def test_sanitizer_replaced_nothing(lane_run: RunEvidence) -> None:
+    total = lane_run.status["sanitized_logits"]
+    assert total == 0, f"the status says that {total} logits were replaced"
+    for step in lane_run.trace.steps:
+        assert step["sanitized"] == 0, f"step {step['step']} replaced {step['sanitized']} logits"
+
+
+def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence) -> None:
+    trace = lane_run.trace
+    batch, chunks = trace.header["batch"], trace.tokens["shape"][0]
+    used = [chunk for step in trace.steps for chunk in step["chunks"]]
+    for step in trace.steps:
+        assert len(step["chunks"]) == batch, f"step {step['step']} has a batch of {len(step['chunks'])}, not of {batch}"
+    assert set(used) <= set(range(chunks)), f"chunks {sorted(set(used) - set(range(chunks)))} do not exist"
+    for epoch in range(len(used) // chunks):
+        found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
+        assert found == list(range(chunks)), f"epoch {epoch}: a chunk is left out or repeated"
+    last = used[len(used) // chunks * chunks :]
+    assert len(set(last)) == len(last), "the last, incomplete epoch repeats a chunk"
+
+
+def test_adapter_starts_as_the_identity(lane_run: RunEvidence) -> None:
+    start = lane_run.trace.start
+    assert start["loss"] == start["loss_without_adapters"], "the first loss differs from the loss without adapters"
+    assert start["loss"] == lane_run.trace.steps[0]["loss"], "the first step's loss is not the first loss"
+    assert start["chunks"] == lane_run.trace.steps[0]["chunks"], "the first loss is of another batch"
+
+
+def test_base_model_is_unchanged(lane_run: RunEvidence) -> None:
+    before, after = lane_run.trace.start["base_digest"], lane_run.trace.end["base_digest"]
+    assert before == after, f"the frozen model's digest was {before} before the training and is {after} after it"
+
+
+def test_loss_falls(lane_run: RunEvidence) -> None:
+    before, after = lane_run.trace.start["loss"], lane_run.trace.end["eval_loss"]
+    assert before - after >= LOSS_MARGIN, (
+        f"on the first batch the loss was {before:.4f} before and is {after:.4f} after the training: "
+        f"it fell by {before - after:.4f}, and at least {LOSS_MARGIN} is expected"
+    )
+
+
+def test_first_loss_is_below_that_of_a_model_that_knows_nothing(lane_run: RunEvidence) -> None:
+    bound = math.log(256)
+    assert lane_run.trace.start["loss"] < bound, "the model does no better on these targets than a uniform guess"
+
+
+def test_lane_says_that_it_is_experimental(lane_run: RunEvidence) -> None:
+    # Status, manifest, environment, trace and sidecar are refused when read if they say anything else.
+    for part in (lane_run.status, lane_run.manifest, lane_run.environment, lane_run.checkpoint_sidecar):
+        assert (part["lane"], part["promotable"]) == ("experimental", False)
+    marked: dict[str, Mapping[str, Any]] = {"report": lane_run.report, "checkpoint": lane_run.checkpoint.meta}
+    if lane_run.checkpoint_float64 is not None:
+        marked["checkpoint before rounding"] = lane_run.checkpoint_float64.meta
+    for where, says in marked.items():
+        found = (says.get("lane"), says.get("promotable"))
+        expected = ("experimental", "false" if where == "report" else False)
+        assert found == expected, (
+            f"the {where} says lane {found[0]}, promotable {found[1]}, and not experimental, false"
+        )
+
+
+__all__ = [name for name in list(globals()) if name.startswith("test_")] + ["pytestmark"]

@@ -1,0 +1,568 @@
+"""Lanes of other projects: the table in the user's pyproject.toml, one run of its command, and what that left.
+
+    [tool.harness.lanes.NAME]
+    command = ["{python}", "train.py"]
+    checkpoint = "out/voice.pt"
+
+A run copies what the lane left into a run directory, with `external_run.json` (harness/evidence/external.py), because
+the next run of the lane overwrites it. What must be seen at once is written down there: how the process ended, which
+files it wrote, and the digests of the data. The lane's own files are never altered or removed, and after a further run
+the first one's are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from harness.evidence.errors import EvidenceError, mismatch, show
+from harness.evidence.external import RUN_FILE, SCHEMA
+from harness.evidence.report import REPORT_TITLE
+from harness.evidence.strict import parse_json, read_bytes
+from harness.lane.files import atomic_write, write_json
+from harness.numerics.digest import dataset_digest, file_sha256
+
+PAGE = "docs/gate-your-own-lane.md"
+GRACE_S = 10.0
+COPIES = {"status": "train_status.json", "manifest": "voice_dataset_manifest.json", "report": "train_report.txt",
+          "trace": "trace.jsonl", "checkpoint": "checkpoint"}  # fmt: skip
+KEYS = ("command", "cwd", "env", *COPIES, "initial_checkpoint", "audio", "vocabulary", "time_limit", "code")
+TAKEN = ("experimental", "reference")  # folders under baselines/ with a meaning of their own
+
+
+class LaneTableError(Exception):
+    """A table that is not understood. The message is one line: the key, what was found, what was expected."""
+
+
+@dataclass(frozen=True)
+class ExternalLane:
+    """A table. Paths are as in the table: relative to `cwd`, which is relative to `root`; `{run_dir}` in them is a
+    fresh folder for each run."""
+
+    name: str
+    root: Path
+    command: tuple[str, ...]
+    cwd: str = "."
+    env: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)  # status, manifest, report, trace, checkpoint: where
+    report_in_output: bool = False
+    report_begin: str = REPORT_TITLE
+    fields: Mapping[str, str] = field(
+        default_factory=lambda: {"state": "status", "completed": "completed", "loss": "loss"}
+    )
+    initial_checkpoint: str | None = None
+    audio: str | None = None
+    audio_env: str | None = None
+    vocabulary: int | None = None
+    time_limit: float = 600.0
+    code: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where the command runs."""
+        return self.root / self.cwd
+
+    def settings(self) -> dict[str, str]:
+        """What the table says of the computation, by name: it is part of a baseline's key."""
+        settings = {"command": " ".join(self.command), "cwd": self.cwd}
+        return settings | {f"env.{name}": value for name, value in sorted(self.env.items())}
+
+
+def read_lanes(root: Path) -> dict[str, ExternalLane]:
+    """The lanes of the pyproject.toml in `root`, by name. Raises LaneTableError."""
+    path = root / "pyproject.toml"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LaneTableError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    tool = document.get("tool", {})
+    lanes = tool.get("harness", {}).get("lanes", {}) if isinstance(tool, dict) else {}
+    if not isinstance(lanes, dict):
+        raise LaneTableError(f"{path}: tool.harness.lanes: found {_found(lanes)}, expected a table for each lane")
+    return {name: parse_lane(name, table, root) for name, table in lanes.items()}
+
+
+def find_lane(root: Path, name: str) -> ExternalLane:
+    """One lane of the pyproject.toml in `root`. Raises LaneTableError."""
+    lanes = read_lanes(root)
+    if name not in lanes:
+        known = ", ".join(sorted(lanes)) or "none"
+        raise LaneTableError(
+            f"{root / 'pyproject.toml'}: found no [tool.harness.lanes.{name}]; there are: {known}; see {PAGE}"
+        )
+    return lanes[name]
+
+
+def parse_lane(name: str, table: Any, root: Path) -> ExternalLane:
+    """One table. Raises LaneTableError for anything in it that is not understood."""
+    read = _Table(f"[tool.harness.lanes.{name}]", table)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) or name in TAKEN:
+        raise read.error("", "this name", f"small letters, digits, _ and -, and none of {', '.join(TAKEN)}")
+    read.known(KEYS)
+    outputs: dict[str, str] = {}
+    fields = {"state": "status", "completed": "completed", "loss": "loss"}
+    begin, in_output = REPORT_TITLE, False
+    for what in COPIES:
+        if isinstance(table.get(what), dict) and what == "status":
+            inner = _Table(f"{read.where} status", table[what])
+            inner.known(("path", *fields))
+            outputs[what] = inner.path("path", required=True) or ""
+            fields |= {key: inner.text(key) or default for key, default in fields.items()}
+        elif isinstance(table.get(what), dict) and what == "report":
+            inner = _Table(f"{read.where} report", table[what])
+            inner.known(("path", "output", "begin"))
+            path, in_output = inner.path("path"), inner.flag("output")
+            if (path is None) != in_output:
+                raise inner.error("", "both path and output, or neither", 'path = "FILE", or output = true')
+            begin = inner.text("begin") or REPORT_TITLE
+            outputs[what] = path or "its output"
+        elif (path := read.path(what)) is not None:
+            outputs[what] = path
+    audio, audio_env = None, None
+    if isinstance(table.get("audio"), dict):
+        inner = _Table(f"{read.where} audio", table["audio"])
+        inner.known(("path", "env"))
+        audio, audio_env = inner.path("path", required=True), inner.text("env")
+    elif "audio" in table:
+        audio = read.path("audio")
+    command = read.texts("command", required=True)
+    if audio is not None and audio_env is None and "{audio}" not in " ".join([*command, *read.dict("env").values()]):
+        raise read.error(
+            "audio", "no way to tell the lane another path", 'audio = {path = …, env = "NAME"}, or {audio} in command'
+        )
+    if not outputs:
+        raise read.error("", "nothing that the lane leaves", f"at least one of {', '.join(COPIES)}")
+    lane = ExternalLane(
+        name=name,
+        root=root,
+        command=command,
+        cwd=read.path("cwd") or ".",
+        env=read.dict("env"),
+        outputs=outputs,
+        report_in_output=in_output,
+        report_begin=begin,
+        fields=fields,
+        initial_checkpoint=read.path("initial_checkpoint"),
+        audio=audio,
+        audio_env=audio_env,
+        vocabulary=read.whole("vocabulary", least=2),
+        time_limit=read.number("time_limit") or 600.0,
+        code=read.texts("code"),
+    )
+    if not lane.folder.is_dir():
+        raise read.error("cwd", f"{lane.folder}, which is no folder", "the folder to run the command in")
+    return lane
+
+
+class _Table:
+    """Reads the keys of one table, each of one kind, or raises LaneTableError."""
+
+    def __init__(self, where: str, table: Any) -> None:
+        self.where, self.table = where, table
+        if not isinstance(table, dict):
+            raise self.error("", _found(table), "a table")
+
+    def error(self, key: str, found: str, expected: str) -> LaneTableError:
+        place = f"{self.where} {key}".strip()
+        return LaneTableError(f"pyproject.toml: {place}: found {found}, expected {expected}; see {PAGE}")
+
+    def known(self, keys: Sequence[str]) -> None:
+        for key in self.table:
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, 1)
+                raise self.error(key, "a key that is not known", f"{near[0]}?" if near else f"one of {', '.join(keys)}")
+
+    def text(self, key: str, *, required: bool = False) -> str | None:
+        value = self.table.get(key)
+        if value is None and not required:
+            return None
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise self.error(key, _found(value), "a text on one line, not empty")
+        return value
+
+    def path(self, key: str, *, required: bool = False) -> str | None:
+        return self.text(key, required=required)
+
+    def texts(self, key: str, *, required: bool = False) -> tuple[str, ...]:
+        value = self.table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+            raise self.error(key, _found(value), 'a list of texts, such as ["{python}", "train.py"]; there is no shell')
+        if required and not value:
+            raise self.error(key, "none", 'a list of texts, such as ["{python}", "train.py"]')
+        return tuple(value)
+
+    def dict(self, key: str) -> dict[str, str]:
+        value = self.table.get(key, {})
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise self.error(key, _found(value), 'a table of texts, such as {SEED = "1"}')
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.table.get(key, False)
+        if not isinstance(value, bool):
+            raise self.error(key, _found(value), "true or false")
+        return value
+
+    def whole(self, key: str, *, least: int) -> int | None:
+        value = self.table.get(key)
+        if value is None:
+            return None
+        if type(value) is not int or value < least:
+            raise self.error(key, _found(value), f"a whole number of at least {least}")
+        return value
+
+    def number(self, key: str) -> float | None:
+        value = self.table.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e7:
+            raise self.error(key, _found(value), "a number of seconds above 0")
+        return float(value)
+
+
+def _found(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+
+
+class ExternalProcess:
+    """One run of an external lane.
+
+    `run_dir`: where its evidence goes; a folder that is new, empty, or holds an earlier run of an external lane, which
+    is then removed. `audio`: use this in place of the table's. `root`: run it from another checkout. `numeric_class`:
+    gives the numeric class of this machine, asked for while the lane runs. `on_line`: called in a thread with each line
+    of its output. Raises EvidenceError for a command that does not start and a run directory that is somebody else's.
+    """
+
+    def __init__(
+        self,
+        lane: ExternalLane,
+        run_dir: Path,
+        *,
+        audio: Path | None = None,
+        root: Path | None = None,
+        numeric_class: Callable[[], str] = lambda: "none",
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.lane, self.run_dir, self.run_id = lane, run_dir.absolute(), uuid.uuid4().hex
+        self._cwd = (root or lane.root) / lane.cwd
+        self._numeric_class, self._on_line = numeric_class, on_line
+        self._prepare()
+        own = lane.folder / lane.audio if lane.audio else None
+        self.audio = audio or own
+        words = {"{python}": sys.executable, "{run_dir}": str(self._work), "{audio}": str(self.audio or "")}
+        self._words = words
+        environment = {**os.environ, "LANE_RUN_DIR": str(self._work), "LANE_RUN_ID": self.run_id}
+        environment |= {name: _fill(value, words) for name, value in lane.env.items()}
+        if lane.audio_env and self.audio:
+            environment[lane.audio_env] = str(self.audio.absolute())
+        self._initial = self._keep_initial()
+        self._before = {what: _stamp(path) for what, path in self._paths().items()}
+        self._started, self._started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        command = [_fill(word, words) for word in lane.command]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="backslashreplace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            what = f"a command that does not start ({error.strerror or error}: {command[0]})"
+            raise mismatch(f"[tool.harness.lanes.{lane.name}] command", what, "a program") from None
+        self._reader = threading.Thread(target=self._read, name="lane-output", daemon=True)
+        self._reader.start()
+
+    def _prepare(self) -> None:
+        """An empty run directory. Nothing is removed but an earlier run of an external lane."""
+        if self.run_dir.exists() and any(self.run_dir.iterdir()):
+            if not (self.run_dir / RUN_FILE).exists():
+                raise mismatch(self.run_dir, "files that are no external lane's run", "an empty folder for the run")
+            shutil.rmtree(self.run_dir)
+        self._work = self.run_dir / "work"
+        self._work.mkdir(parents=True, exist_ok=True)
+        # First of all, so that a run that is killed leaves a folder that the next one may use.
+        atomic_write(self.run_dir / RUN_FILE, b"{}\n")
+
+    def _paths(self) -> dict[str, Path]:
+        """Where the lane leaves its files; nothing for a report in its output."""
+        outputs = {w: p for w, p in self.lane.outputs.items() if not (w == "report" and self.lane.report_in_output)}
+        return {what: self._cwd / _fill(path, self._words) for what, path in outputs.items()}
+
+    def _keep_initial(self) -> str | None:
+        if self.lane.initial_checkpoint is None:
+            return None
+        source = self._cwd / _fill(self.lane.initial_checkpoint, self._words)
+        name = f"initial{source.suffix}"
+        try:
+            shutil.copyfile(source, self.run_dir / name)
+        except OSError as error:
+            where = f"[tool.harness.lanes.{self.lane.name}] initial_checkpoint"
+            raise mismatch(where, f"{source}: {error.strerror}", "the checkpoint that training starts from") from None
+        return name
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with (self.run_dir / "lane.log").open("w", encoding="utf-8") as log:
+            for line in self._process.stdout:
+                log.write(line)
+                log.flush()
+                self._on_line(line.rstrip("\n"))
+
+    def wait(self) -> ExternalProcess:
+        """Wait until the lane has ended, stop it at its time limit, and collect what it left. Returns itself."""
+        numeric_class = self._numeric_class()
+        ended = "exited with {code}"
+        try:
+            try:
+                self._process.wait(max(0.0, self.lane.time_limit - (time.monotonic() - self._started)))
+            except subprocess.TimeoutExpired:
+                ended = f"did not end within its time limit of {self.lane.time_limit:g} s, and was stopped"
+        finally:
+            self.stop()
+        self._reader.join(timeout=GRACE_S)
+        self._collect(ended.replace("{code}", str(self._process.returncode)), numeric_class)
+        return self
+
+    def stop(self) -> None:
+        """End the command and everything that it started: asked first, then killed. Safe to call at any time."""
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signum)
+            try:
+                self._process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _collect(self, ended: str, numeric_class: str) -> None:
+        """Copy what the lane left, and write down what was found of it."""
+        lane = self.lane
+        outputs: dict[str, Any] = {}
+        for what, path in self._paths().items():
+            name = COPIES[what] + (path.suffix if what == "checkpoint" else "")
+            copy: str | None = None
+            stamp, found = _stamp(path), "a file"
+            try:
+                shutil.copy2(path, self.run_dir / name)
+                copy = name
+            except OSError as error:
+                found = "no such file" if stamp is None else f"a file that cannot be read ({error.strerror})"
+            written = stamp is not None and stamp != self._before[what]
+            if what == "report" and copy and not self._trim_report(self.run_dir / name):
+                copy, found = None, f"no line {lane.report_begin!r}"
+            outputs[what] = {"path": str(path), "copy": copy, "written": written, "found": found}
+        if lane.report_in_output:
+            shutil.copyfile(self.run_dir / "lane.log", self.run_dir / COPIES["report"])
+            there = self._trim_report(self.run_dir / COPIES["report"])
+            found = "a report" if there else f"no line {lane.report_begin!r} in the output"
+            copied = COPIES["report"] if there else None
+            outputs["report"] = {"path": "the lane's output", "copy": copied, "written": there, "found": found}
+        settings = lane.settings()
+        write_json(
+            self.run_dir / RUN_FILE,
+            {
+                "schema": SCHEMA,
+                "lane": "experimental",
+                "promotable": False,
+                "name": lane.name,
+                "run_id": self.run_id,
+                "exit_code": self._process.returncode,
+                "ended": ended,
+                "seconds": round(time.monotonic() - self._started, 3),
+                "started_at": self._started_at,
+                "outputs": outputs,
+                "fields": dict(lane.fields),
+                "report_begin": lane.report_begin,
+                "initial": self._initial,
+                "vocabulary": lane.vocabulary,
+                "data": self._data(outputs.get("manifest")),
+                "numeric_class": numeric_class,
+                "settings_digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+                "settings": settings,
+                "environment": _environment(),
+            },
+        )
+
+    def _trim_report(self, path: Path) -> bool:
+        """Keep of a file the last report in it: the line that begins it, and the `key: value` lines after that."""
+        lines = path.read_bytes().decode("utf-8", "backslashreplace").splitlines()
+        if self.lane.report_begin not in lines:
+            path.unlink()
+            return False
+        first = len(lines) - 1 - lines[::-1].index(self.lane.report_begin)
+        last = first + 1
+        while last < len(lines) and re.match(r"[a-z][a-z0-9_]*: ", lines[last]):
+            last += 1
+        path.write_text("".join(f"{line}\n" for line in lines[first:last]), encoding="utf-8")
+        return True
+
+    def _data(self, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The digest of the data, from the files: of what the manifest lists, else of the audio that was given."""
+        problems: list[str] = []
+        digests: list[str] = []
+        source = "none"
+        if manifest is not None and manifest["copy"] is not None:
+            source = str(manifest["path"])
+            try:
+                digests = _manifest_digests(Path(source), self.run_dir / str(manifest["copy"]), self._cwd, problems)
+            except EvidenceError as error:
+                problems.append(str(error))
+        elif manifest is None and self.audio is not None:
+            source = str(self.audio)
+            for path in audio_files(self.audio):
+                digests.append(file_sha256(path))
+            if not digests:
+                problems.append(f"{self.audio}: found no file, expected the audio that the lane trains on")
+        digest = dataset_digest(digests) if digests and not problems else None
+        return {"digest": digest, "files": len(digests), "problems": problems, "source": source}
+
+
+def put_back(lane: ExternalLane, run_dir: Path) -> None:
+    """Put the files of the run in `run_dir` back to where the lane left them, after another run of it."""
+    facts = json.loads((run_dir / RUN_FILE).read_text())
+    for what, output in facts["outputs"].items():
+        if output["copy"] is not None and Path(output["path"]).is_absolute() and what != "report":
+            with contextlib.suppress(OSError, shutil.SameFileError):
+                shutil.copy2(run_dir / output["copy"], output["path"])
+
+
+def audio_files(path: Path) -> list[Path]:
+    """The audio: a file, or every file below a folder."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return [path] if path.is_file() else []
+
+
+def changed_audio(source: Path, folder: Path) -> Path:
+    """Other audio under the same names: each file backwards, its first half softer. Raises EvidenceError for a file
+    that is neither audio that can be written nor an `.npy` array."""
+    return _copied(source, folder, lambda index, file, target: _change(file, target / file.name))
+
+
+def renamed_audio(source: Path, folder: Path) -> Path:
+    """The same audio under other names, in the opposite order, with other times."""
+
+    def rename(index: int, file: Path, target: Path) -> None:
+        new = target / f"{9999 - index:04d}-renamed{file.suffix}"
+        shutil.copyfile(file, new)
+        os.utime(new, (1_000_000_000 + index, 1_000_000_000 + index))
+
+    return _copied(source, folder, rename)
+
+
+def _copied(source: Path, folder: Path, write: Callable[[int, Path, Path], None]) -> Path:
+    files = audio_files(source)
+    if not files:
+        raise mismatch(source, "no file", "the audio that the lane trains on")
+    for index, file in enumerate(files):
+        target = folder / file.parent.relative_to(source) if source.is_dir() else folder
+        target.mkdir(parents=True, exist_ok=True)
+        write(index, file, target)
+    return folder if source.is_dir() else next(path for path in folder.iterdir())
+
+
+def _change(file: Path, target: Path) -> None:
+    import numpy as np
+
+    def change(values: Any) -> Any:
+        changed = values[::-1].copy()
+        changed[: len(changed) // 2] //= np.array(2, changed.dtype)
+        return changed
+
+    if file.suffix == ".npy":
+        from harness.evidence import read_array
+
+        np.save(target, change(read_array(file)))
+        return
+    import soundfile
+
+    try:
+        values, rate = soundfile.read(file, dtype="int32", always_2d=True)
+        info = soundfile.info(file)
+        soundfile.write(target, change(values), rate, format=info.format, subtype=info.subtype)
+    except (RuntimeError, TypeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
+        what = f"a file that is not changed here ({' '.join(str(error).split())[:100]})"
+        raise mismatch(file, what, "audio (WAV, FLAC, OGG) or an .npy array") from None
+
+
+def _manifest_digests(path: Path, copy: Path, cwd: Path, problems: list[str]) -> list[str]:
+    """The SHA-256 of each file that a manifest lists; what is wrong goes to `problems`. Raises EvidenceError."""
+    value = parse_json(read_bytes(copy, 16 << 20, "the data set's manifest"), path)
+    entries = value.get("entries") if isinstance(value, dict) else value
+    if not isinstance(entries, list) or not entries:
+        raise mismatch(f"{path}: entries", show(entries), "a list with at least one file")
+    digests: list[str] = []
+    for index, entry in enumerate(entries):
+        where = f"{path}: entries[{index}]"
+        named = (entry.get("target") or entry.get("path")) if isinstance(entry, dict) else entry
+        if not isinstance(named, str) or not named:
+            problems.append(str(mismatch(where, show(named), "the file's path, as target or path")))
+            continue
+        file = next((p for p in (path.parent / named, cwd / named) if p.is_file()), None)
+        if file is None:
+            problems.append(str(mismatch(where, f"{named}: no such file", "a file that is there")))
+            continue
+        digests.append(file_sha256(file))
+        said = entry if isinstance(entry, dict) else {}
+        if said.get("sha256", digests[-1]) != digests[-1]:
+            problems.append(
+                str(mismatch(f"{where}: {named}", f"SHA-256 {digests[-1]}", f"{said['sha256']}, as it says"))
+            )
+        if said.get("bytes", file.stat().st_size) != file.stat().st_size:
+            problems.append(str(mismatch(f"{where}: {named}", f"{file.stat().st_size:,} bytes", f"{said['bytes']}")))
+    claimed = value.get("dataset_digest") if isinstance(value, dict) else None
+    if claimed is not None and not problems and claimed != dataset_digest(digests):
+        problems.append(
+            str(mismatch(f"{path}: dataset_digest", show(claimed), f"{dataset_digest(digests)}, of its files"))
+        )
+    return digests
+
+
+def _environment() -> dict[str, Any]:
+    """What is known of what the lane computes with: of the machine, and of the packages beside the harness."""
+
+    def packages() -> Iterator[tuple[str, str]]:
+        for name in ("numpy", "torch", "jax", "tensorflow", "safetensors"):
+            with contextlib.suppress(PackageNotFoundError):
+                yield name, version(name)
+
+    return {"python": platform.python_version(), "machine": platform.machine(), "packages": dict(packages())}
+
+
+def _fill(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever a file is written, whatever is written into it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

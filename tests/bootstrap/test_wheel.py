@@ -1,0 +1,84 @@
+"""The built wheel in a fresh virtual environment and an empty project: plugin, options, fixtures and gates are there.
+
+Nothing is downloaded: a `.pth` file lends the new environment this one's packages (torch and so on). Python follows a
+`.pth` file no further than to the folder that it names, so that an editable installation of this checkout does not
+come along: what is tested is the wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.bootstrap
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "tests" / "lanes"
+
+
+def call(*command: object, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LANE_", "CI"))}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-6000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a build leaves files behind
+    shutil.copytree(ROOT / "harness", source / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    call(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    call(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    interpreter = folder / "venv" / "bin" / "python"
+    call(sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", wheel, cwd=folder)
+    site = Path(call(interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return interpreter
+
+
+def test_three_lines_in_an_empty_project(python: Path, tmp_path: Path) -> None:
+    found = call(python, "-c", "import harness; print(harness.__file__)", cwd=tmp_path)
+    assert found.startswith(str(python.parents[1])), "the checkout is imported, and not the wheel"
+    for name in ("sounds.py", "plain_numpy.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    (tmp_path / "out").mkdir()
+    make = "from pathlib import Path; from sounds import write_sound; write_sound(Path('a.wav'), 220)"
+    call(python, "-c", f"import sys; sys.path.insert(0, '.'); {make}", cwd=tmp_path)
+    # The three lines.
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.harness.lanes]\n"
+        'mine = {command = ["{python}", "plain_numpy.py", "a.wav", "out"], checkpoint = "out/voice.npz"}\n'
+    )
+    (tmp_path / "test_lane.py").write_text("from harness.gates import *\n")
+    reason = "the first result"
+    text = call(
+        python, "-m", "pytest", "-m", "smoke", "--lane", "mine", "--snapshot-update", "--baseline-reason", reason,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "5 passed" in text and "recorded " in text and "the table of lane mine names no audio" in text
+    text = call(python, "-O", "-m", "pytest", "-m", "smoke", "--lane", "mine", cwd=tmp_path)
+    assert "verdict: match" in text
+    # The gates are rewritten by pytest in the wheel too: they say what they found, and judge under -O.
+    script = (tmp_path / "plain_numpy.py").read_text()
+    (tmp_path / "plain_numpy.py").write_text(script.replace("default_rng(0)", "default_rng()"))
+    with pytest.raises(AssertionError, match="nondeterministic: a second run, at once, gave another checkpoint"):
+        call(python, "-O", "-m", "pytest", "-m", "smoke", "--lane", "mine", cwd=tmp_path)

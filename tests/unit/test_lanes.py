@@ -1,0 +1,215 @@
+"""The table of an external lane, and the process that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
+from harness.lanes import (
+    ExternalProcess,
+    LaneTableError,
+    changed_audio,
+    find_lane,
+    parse_lane,
+    put_back,
+    read_lanes,
+    renamed_audio,
+)
+
+GOOD: dict[str, Any] = {"command": ["true"], "checkpoint": "out.npz"}
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({**GOOD, "chekpoint": "x"}, "chekpoint: found a key that is not known, expected checkpoint?"),
+        ({"checkpoint": "x"}, "command: found none"),
+        ({**GOOD, "command": "python train.py"}, "there is no shell"),
+        ({**GOOD, "command": [1]}, "command: found list"),
+        ({**GOOD, "env": {"SEED": 1}}, "env: found dict"),
+        ({**GOOD, "checkpoint": ""}, "checkpoint: found str"),
+        ({**GOOD, "cwd": "nowhere"}, "nowhere, which is no folder"),
+        ({**GOOD, "vocabulary": 1}, "a whole number of at least 2"),
+        ({**GOOD, "vocabulary": True}, "a whole number"),
+        ({**GOOD, "time_limit": 0}, "seconds above 0"),
+        ({**GOOD, "time_limit": "1h"}, "seconds above 0"),
+        ({**GOOD, "status": {"state": "x"}}, "status path: found nothing"),
+        ({**GOOD, "status": {"path": "x", "los": "y"}}, "status los: found a key that is not known, expected loss?"),
+        ({**GOOD, "report": {"begin": "x"}}, "both path and output, or neither"),
+        ({**GOOD, "report": {"path": "x", "output": True}}, "both path and output, or neither"),
+        ({**GOOD, "report": {"output": 1}}, "true or false"),
+        ({**GOOD, "audio": "data"}, "no way to tell the lane another path"),
+        ({**GOOD, "code": "train.py"}, "code: found str"),
+        ({"command": ["true"]}, "nothing that the lane leaves"),
+        ([], "found list '[]', expected a table"),
+    ],
+)
+def test_a_table_that_is_not_understood(table: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(LaneTableError) as error:
+        parse_lane("mine", table, tmp_path)
+    assert says in str(error.value) and "lanes.mine" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["experimental", "reference", "Mine", "a b", "../x", ""])
+def test_a_name_that_cannot_be_a_lanes(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LaneTableError, match="this name"):
+        parse_lane(name, GOOD, tmp_path)
+
+
+def test_lanes_of_a_project(tmp_path: Path) -> None:
+    assert read_lanes(tmp_path) == {}
+    (tmp_path / "pyproject.toml").write_text('[tool.harness.lanes.one]\ncommand = ["true"]\nstatus = "s.json"\n')
+    assert find_lane(tmp_path, "one").outputs == {"status": "s.json"}
+    with pytest.raises(LaneTableError, match=r"no \[tool.harness.lanes.two\]; there are: one"):
+        find_lane(tmp_path, "two")
+    (tmp_path / "pyproject.toml").write_text("[tool")
+    with pytest.raises(LaneTableError, match="cannot be read"):
+        read_lanes(tmp_path)
+
+
+def run(tmp_path: Path, script: str, **table: Any) -> ExternalEvidence:
+    """Run a lane that is a few lines of Python, in `tmp_path`."""
+    (tmp_path / "lane.py").write_text(script)
+    lane = parse_lane("mine", {"command": ["{python}", "lane.py"], **table}, tmp_path)
+    process = ExternalProcess(lane, tmp_path / "artifacts" / "mine")
+    evidence = load_run(process.wait().run_dir, run_id=process.run_id)
+    assert isinstance(evidence, ExternalEvidence)
+    return evidence
+
+
+def test_what_a_run_leaves_is_copied_and_told(tmp_path: Path) -> None:
+    script = (
+        "import json, os\nprint('=== OLD ===\\nloss: 9.0\\nnoise\\n=== OLD ===\\nloss: 0.5\\nbye')\n"
+        "json.dump({'a': {'loss': 0.5}, 'status': 'completed'}, open('s.json', 'w'))\n"
+        "open(os.environ['LANE_RUN_DIR'] + '/m.json', 'w').write('[]')\n"
+    )
+    table = {
+        "status": {"path": "s.json", "loss": "a.loss"},
+        "report": {"output": True, "begin": "=== OLD ==="},
+        "manifest": "{run_dir}/m.json",
+    }
+    found = run(tmp_path, script, **table)
+    assert found.failure() is None
+    assert found.status["loss"] == 0.5 and found.status["settings"]["command"] == "{python} lane.py"
+    assert found.report == {"loss": "0.5"}
+    assert "at least one file" in found.manifest_problems()[0]
+    with pytest.raises(NotApplicable, match="gives no trace"):
+        _ = found.trace
+    with pytest.raises(NotApplicable, match="has no sanitized_logits"):
+        _ = found.status["sanitized_logits"]
+    facts = found.facts
+    assert (facts["lane"], facts["promotable"]) == ("experimental", False)
+    (tmp_path / "s.json").write_text("another run's")
+    put_back(find_lane_of(tmp_path, table), found.run_dir)
+    assert json.loads((tmp_path / "s.json").read_text())["a"] == {"loss": 0.5}
+
+
+def find_lane_of(root: Path, table: dict[str, Any]) -> Any:
+    return parse_lane("mine", {"command": ["{python}", "lane.py"], **table}, root)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("raise SystemExit(3)", "exited with 3"),
+        ("import os; os.kill(os.getpid(), 9)", "exited with -9"),
+        ("pass", "no such file"),
+        ("open('s.json', 'w').write('{\"status\": NaN}')", "NaN"),
+        ('open(\'s.json\', \'w\').write(\'{"status": "failed", "root_cause": "no disk"}\')', "no disk"),
+        ("open('s.json', 'w').write('{\"state\": \"completed\"}')", "found null"),
+        ("open('s.json', 'w').write('[]')", "a list"),
+    ],
+)
+def test_a_lane_that_failed_says_why_in_one_line(script: str, says: str, tmp_path: Path) -> None:
+    reason = run(tmp_path, script, status="s.json").failure()
+    assert reason is not None and says in reason and "\n" not in reason and "lane.log" in reason
+
+
+def test_a_time_limit_ends_the_lane_and_what_it_started(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open('pid', 'w').write(str(child.pid))\ntime.sleep(600)\n"
+    )
+    found = run(tmp_path, script, status="s.json", time_limit=2)
+    assert "time limit of 2 s" in str(found.failure())
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not _alive(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("a process that the lane had started outlived it")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_command_that_is_none_and_a_folder_that_is_somebodys(tmp_path: Path) -> None:
+    lane = parse_lane("mine", {**GOOD, "command": ["no-such-program"]}, tmp_path)
+    with pytest.raises(EvidenceError, match=r"a command that does not start .*no-such-program"):
+        ExternalProcess(lane, tmp_path / "run")
+    lane = parse_lane("mine", GOOD, tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    with pytest.raises(EvidenceError, match="an empty folder"):
+        ExternalProcess(lane, tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "thesis.txt").exists()
+    missing = parse_lane("mine", {**GOOD, "initial_checkpoint": "gone.npz"}, tmp_path)
+    with pytest.raises(EvidenceError, match=r"initial_checkpoint: found .*gone.npz"):
+        ExternalProcess(missing, tmp_path / "run")
+
+
+def test_a_manifest_is_held_against_the_files(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"one")
+    entries = [{"path": "a.wav", "sha256": "0" * 64, "bytes": 4}, {"target": "gone.wav"}, {"name": "b"}]
+    script = f"import json; json.dump({{'entries': {entries!r}}}, open('m.json', 'w'))"
+    problems = run(tmp_path, script, manifest="m.json").manifest_problems()
+    assert len(problems) == 4
+    for said in ("SHA-256", "3 bytes", "gone.wav: no such file", "entries[2]"):
+        assert any(said in problem for problem in problems), said
+
+
+def test_audio_is_changed_and_renamed(tmp_path: Path) -> None:
+    import soundfile
+
+    source = tmp_path / "in"
+    source.mkdir()
+    samples = (np.arange(1000, dtype=np.int16) - 300) * 20
+    soundfile.write(source / "a.wav", samples, 8000)
+    soundfile.write(source / "b.flac", samples[:500], 8000)
+    np.save(source / "c.npy", samples)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    changed = changed_audio(source, tmp_path / "changed")
+    assert sorted(path.name for path in changed.iterdir()) == ["a.wav", "b.flac", "c.npy"]
+    other, _ = soundfile.read(changed / "a.wav", dtype="int16")
+    assert np.array_equal(other[500:], samples[:500][::-1]) and abs(int(other[0]) - int(samples[-1]) // 2) <= 1
+    renamed = renamed_audio(source, tmp_path / "renamed")
+    files = sorted(renamed.iterdir())
+    assert [path.read_bytes() for path in files] == [before["c.npy"], before["b.flac"], before["a.wav"]]
+    assert all(path.stat().st_mtime < 1_100_000_000 and path.name not in before for path in files)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    single = changed_audio(source / "a.wav", tmp_path / "one")
+    assert single == tmp_path / "one" / "a.wav"
+    (source / "notes.txt").write_text("not audio")
+    with pytest.raises(EvidenceError, match=r"notes.txt: found a file that is not changed here"):
+        changed_audio(source, tmp_path / "again")
+
+
+def test_python_is_this_one(tmp_path: Path) -> None:
+    found = run(tmp_path, "import sys; open('s.json', 'w').write('{\"status\": \"completed\"}'); print(sys.executable)",
+                status="s.json")  # fmt: skip
+    assert (found.run_dir / "lane.log").read_text().strip() == sys.executable
