@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.baselines.baseline import Code, Store
 from harness.baselines.compare import Verdict, compare
 from harness.baselines.record import record
+from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
 from harness.proof.copies import ROOT, Edit, changed_copy
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
             "",
             f"Universal mode: {sum(universal)} of {len(cases)} as they must be.",
             f"Tolerance tier: {sum(tolerant)} of {len(cases)}.",
-            f"{time.strftime('%Y-%m-%d')}, commit {head['head_commit'][:12]}, torch {head['packages']['torch']}.",
+            f"{time.strftime('%Y-%m-%d')}, commit {code_of(ROOT).commit[:12]}, torch {head['packages']['torch']}.",
             "",
             "| change | universal | where | distance | float32, other class | where | distance |",
             "|---|---|---|---|---|---|---|",

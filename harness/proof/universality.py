@@ -23,6 +23,7 @@ import numpy as np
 from harness.baselines.baseline import Store
 from harness.baselines.compare import compare
 from harness.baselines.guard import GUARD
+from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
 from harness.proof.copies import ROOT, Edit, changed_copy
@@ -89,7 +90,7 @@ def run_case(case: Case, reference: RunEvidence | None) -> dict[str, Any]:
         row = {
             "case": case.name,
             "date": time.strftime("%Y-%m-%d"),
-            "commit": evidence.environment["head_commit"][:12],
+            "commit": code_of(ROOT).commit[:12],
             "torch": evidence.environment["packages"]["torch"],
             "python": evidence.environment["python"],
             "numeric_class": evidence.report["numeric_class"],
