@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.record import refusal
 from harness.baselines.second_leg import CODE_PATHS, code_of, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
@@ -142,6 +143,11 @@ def lane_process(
     lane, and the others wait for it.
     """
     config = request.config
+    # Before minutes go by; and here, because a session that runs no lane may update snapshots of another kind.
+    if config.getoption("--snapshot-update", default=False) and (
+        why := refusal(config.getoption("--baseline-reason"), os.environ)
+    ):
+        pytest.exit(f"nothing was run, and nothing recorded: {why}", returncode=pytest.ExitCode.USAGE_ERROR)
     run_dir = run_directory(config)
     config.stash[RUN_DIR] = run_dir
     worker = getattr(config, "workerinput", None)
