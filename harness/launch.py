@@ -21,6 +21,7 @@ from pathlib import Path
 from harness.lane.files import atomic_write, show, write_json
 from harness.lane.lock import Busy, owned
 from harness.lane.report import one_line, render_report
+from harness.lane.settings import default_timeout_s
 from harness.numerics.modes import environment_pins
 
 GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped; after as long again, killed
@@ -64,7 +65,8 @@ class LaneProcess:
         environment |= environment_pins(environment.get("LANE_NUMERICS", "universal"), threads)
         if code is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [environment.get("PYTHONPATH")])])
-        self._limit_s = _number(environment.get("LANE_TIMEOUT_S"), 600.0)
+        limit = default_timeout_s(environment.get("LANE_MODEL", ""))
+        self._limit_s = _number(environment.get("LANE_TIMEOUT_S"), limit)
         status = environment.get("TRAIN_STATUS_PATH") or str(run_dir / "train_status.json")
         self._status_path = (code or Path.cwd()) / status
         self._last_line = ""

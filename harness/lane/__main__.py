@@ -23,15 +23,18 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.lane.environment import describe_environment, head_commit
+from harness.lane.environment import describe_environment, head_commit, peak_memory_bytes
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
 from harness.lane.files import TEMPORARY_PREFIX, atomic_write, is_lfs_pointer, show, write_json
 from harness.lane.lock import Busy, owned
 from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
+
+if TYPE_CHECKING:
+    from harness.lane.state import StateFile
 
 log = logging.getLogger("harness.lane")
 
@@ -60,6 +63,7 @@ class Run:
         self.steps_done = 0
         self.sanitized = 0
         self.checkpoint: dict[str, Any] | None = None
+        self.states: StateFile | None = None
 
     def enter(self, step: str) -> None:
         """Note and show which step of the lane begins."""
@@ -119,7 +123,9 @@ def run_lane(settings: Settings, run: Run) -> None:
 
     from harness.lane.adapter import make_adapters
     from harness.lane.checkpoint import write_checkpoint
+    from harness.lane.estimate import Estimate
     from harness.lane.model import load_model
+    from harness.lane.state import StateFile, identity_of
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
     from harness.lane.trainer import train
@@ -147,6 +153,16 @@ def run_lane(settings: Settings, run: Run) -> None:
     adapters = make_adapters(model.lm.dim, settings.seed, dtype=adapter_dtype, device=settings.device)
 
     run.enter("train")
+    run.states = StateFile(settings, identity_of(settings, run.values))
+    saved = run.states.load() if settings.resume else None
+    if saved is not None:
+        run.steps_done, run.loss, run.loss_first = saved.step, saved.loss, saved.loss_first
+        say(f"RESUMED after step {saved.step} of {settings.steps}")
+    elif settings.resume:
+        say("RESUMED nothing: no state was saved, so the training begins")
+    tokens_a_step = settings.batch * tokens.codes.shape[-1]
+    estimate = Estimate(model, settings.steps - run.steps_done, tokens_a_step, dtype, settings.device)
+    say(f"ESTIMATE {estimate.before()}")
     trace = Trace(settings)
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(trace.publish)
@@ -179,12 +195,15 @@ def run_lane(settings: Settings, run: Run) -> None:
             run.steps_done, run.loss = done, loss
             run.loss_first = loss if run.loss_first is None else run.loss_first
             go_on(f"PROGRESS {done} {total} LOSS {loss:.6f}")
+            if line := estimate.after(done):
+                say(f"ESTIMATE {line}")
 
-        result = train(settings, model, adapters, tokens, trace, progress)
+        result = train(settings, model, adapters, tokens, trace, progress, saved, run.states)
     run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized
 
     run.enter("checkpoint")
     run.checkpoint = write_checkpoint(settings, adapters, keep_float64=settings.numerics == "universal")
+    run.states.remove()
 
 
 def pin_process(settings: Settings) -> None:
@@ -210,6 +229,8 @@ def begin(settings: Settings, run: Run) -> None:
     if settings.reset_train_outputs:
         doomed += [settings.status_path, settings.tokens_path, settings.trace_path]
         doomed += [settings.checkpoint_path, settings.checkpoint_float64_path, settings.checkpoint_sidecar_path]
+    if settings.reset_train_outputs and not settings.resume:
+        doomed.append(settings.state_path)
     for folder in (settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir):
         doomed += folder.glob(f"{TEMPORARY_PREFIX}*")
     doomed += settings.status_path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(settings.status_path.name)}")
@@ -276,15 +297,15 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
     """Any way in which a run can end early, as a LaneError with step, cause and next action."""
     if isinstance(error, LaneError):
         return error
+    saved = run.states.saved_step if run.states else 0
+    again = f"LANE_RESUME=1 goes on after step {saved}" if saved else "run it again"
     if isinstance(error, Stopped) and error.signum != signal.SIGALRM:
         cause = f"the run got {error} in step {run.step}"
-        return LaneError(
-            run.step, "interrupted", cause, "run it again", status="interrupted", exit_code=128 + error.signum
-        )
+        return LaneError(run.step, "interrupted", cause, again, status="interrupted", exit_code=128 + error.signum)
     if isinstance(error, Stopped):
         limit = run.settings.timeout_s if run.settings else 0
         cause = f"the time limit of {limit:g} s was reached in step {run.step}"
-        action = "set LANE_TIMEOUT_S higher, or LANE_STEPS lower"
+        action = "set LANE_TIMEOUT_S higher, or LANE_STEPS lower" + (f"; {again}" if saved else "")
         return LaneError(run.step, "time_limit", cause, action, status="failed", exit_code=4)
     text = " ".join(str(error).split())[:300]
     number = error.errno if isinstance(error, OSError) else None
@@ -333,6 +354,7 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
         "checkpoint_path": show(settings.checkpoint_path) if run.checkpoint else None,
         "checkpoint_sha256": run.checkpoint["sha256"] if run.checkpoint else None,
         "checkpoint_tensor_digest": run.checkpoint["tensor_digest"] if run.checkpoint else None,
+        "peak_memory_bytes": peak_memory_bytes(),
         "started_at": run.started_at,
         "finished_at": now(),
         "settings": {} if run.settings_refused else settings.meaning(),

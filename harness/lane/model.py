@@ -113,7 +113,7 @@ def load_model(
         if parts:
             import transformers
 
-            transformers.utils.logging.disable_progress_bar()
+            transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
         if settings.attention_backend == "xformers":
             import xformers.ops  # the placeholder, or the real one
 

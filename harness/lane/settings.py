@@ -55,6 +55,9 @@ class Settings:
     description: str  # condition text
     max_sanitized: int  # logits the sanitizer may replace before the run counts as failed
 
+    resume: bool  # go on from the state that an interrupted run saved, where there is one
+    save_every: int | None  # steps from one saved state to the next; 0: none is saved; None: seldom enough to be cheap
+
     def meaning(self) -> dict[str, Any]:
         """The settings that change what is computed; not where, when or how fast."""
         return {
@@ -103,6 +106,10 @@ class Settings:
         return self.run_dir / "trace.jsonl"
 
     @property
+    def state_path(self) -> Path:
+        return self.run_dir / "train_state.pt"
+
+    @property
     def tokens_path(self) -> Path:
         return self.run_dir / "tokens.npy"
 
@@ -125,15 +132,23 @@ VARIABLES: dict[str, tuple[str, str]] = {
     ),
     "LANE_SEED": ("0", "seed of all randomness, 0 to 2^63-1"),
     "LANE_STEPS": ("24", "optimizer steps, at least 2"),
-    "LANE_BATCH": ("4", "chunks in a step"),
+    "LANE_BATCH": ("4 or 2", "chunks in a step; 4 for the shipped model, else 2"),
     "LANE_CHUNK_SECONDS": ("2.56", "seconds of audio in a chunk"),
     "LANE_STRIDE_SECONDS": ("the chunk's", "seconds from one chunk's start to the next one's"),
     "LANE_LEARNING_RATE": ("0.005", "AdamW's peak learning rate; two steps of warm-up, then straight down to a tenth"),
     "LANE_WEIGHT_DECAY": ("0.01", "AdamW's weight decay"),
     "LANE_DESCRIPTION": ("a narration by Auntie Dottie", "condition text"),
     "LANE_MAX_SANITIZED": ("0", "non-finite logits the sanitizer may replace before the run fails"),
-    "LANE_THREADS": ("1", "CPU threads of the lane"),
-    "LANE_TIMEOUT_S": ("600", "seconds after which the run ends itself as failed"),
+    "LANE_THREADS": ("1 or 2", "CPU threads of the lane; 1 for the shipped model, else 2"),
+    "LANE_TIMEOUT_S": (
+        "600 or 3600",
+        "seconds after which the run ends itself as failed; 600 for the shipped model, else 3600",
+    ),
+    "LANE_RESUME": ("0", "1: go on from the state that an interrupted run left in the run directory"),
+    "LANE_SAVE_EVERY": (
+        "auto",
+        "steps from one saved state to the next; 0: none; auto: at most 2 % of the training's time",
+    ),
     "LANE_SKIP_BAD_FILES": ("0", "1: leave bad audio files out and say so; 0: a bad file stops the run"),
     "LANE_RUN_ID": ("a fresh one", "identifier written into every file of the run"),
     "AUDIO_PATH": ("data/knowledge_audio_source/auntie_dottie.flac", "the narration; larger than 5,000,000 bytes"),
@@ -150,6 +165,17 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "EFFICIENT_ATTENTION_BACKEND": ("torch", "torch, or xformers where that is installed"),
     "ALLOW_CPU_SMOKE": ("1", "0: stop on a machine without a GPU"),
 }
+
+
+def is_shipped(model: str) -> bool:
+    """Whether ``model`` (a value of LANE_MODEL, or empty) is the shipped one. Others are taken for large ones: 420M
+    parameters, of which a smoke run on two cores should take minutes."""
+    return not model or absolute(model).resolve() == SHIPPED_MODEL.resolve()
+
+
+def default_timeout_s(model: str) -> float:
+    """The default of LANE_TIMEOUT_S; with a model on the hub the run may have to download it."""
+    return 600.0 if is_shipped(model) else 3600.0
 
 
 def settings_table() -> str:
@@ -204,6 +230,15 @@ class _Reader:
             raise _refuse(name, value, f"a whole number from {low} to {high}")
         return int(value)
 
+    def whole_or(self, name: str, word: str, low: int, high: int) -> int | None:
+        """A whole number; None for ``word``, which is the default."""
+        if self.environment.get(name, "").strip() in ("", word):
+            return None
+        try:
+            return self.whole(name, low, low, high)
+        except LaneError:
+            raise _refuse(name, self.environment[name], f"{word}, or a whole number from {low} to {high}") from None
+
     def number(self, name: str, default: float, low: float, high: float) -> float:
         value = self.environment.get(name, "").strip()
         if not value:
@@ -241,7 +276,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     model = read.text("LANE_MODEL", str(SHIPPED_MODEL))
     if absolute(model).is_dir():
         model = str(absolute(model).resolve())
-    shipped = Path(model) == SHIPPED_MODEL.resolve()
+    shipped = is_shipped(model)
     numerics = read.choice("LANE_NUMERICS", "universal" if shipped else "native", NUMERIC_MODES)
     audio_given = bool(environment.get("AUDIO_PATH"))
     source_given = bool(environment.get("KNOWLEDGE_SOURCE_DIR"))
@@ -265,17 +300,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         device=_device(numerics, allow_cpu=read.flag("ALLOW_CPU_SMOKE", True)),
         attention_backend=read.choice("EFFICIENT_ATTENTION_BACKEND", "torch", ("torch", "xformers")),
         numerics=numerics,
-        threads=read.whole("LANE_THREADS", 1, 1, 1024),
-        timeout_s=read.number("LANE_TIMEOUT_S", 600.0, 0.1, 1e6),
+        threads=read.whole("LANE_THREADS", 1 if shipped else 2, 1, 1024),
+        timeout_s=read.number("LANE_TIMEOUT_S", default_timeout_s(model), 0.1, 1e6),
         seed=read.whole("LANE_SEED", 0, 0, 2**63 - 1),
         steps=read.whole("LANE_STEPS", 24, 2, 10**6),
-        batch=read.whole("LANE_BATCH", 4, 1, 4096),
+        batch=read.whole("LANE_BATCH", 4 if shipped else 2, 1, 4096),
         chunk_seconds=chunk,
         stride_seconds=read.number("LANE_STRIDE_SECONDS", chunk, 0.02, 1e4),
         learning_rate=read.number("LANE_LEARNING_RATE", 5e-3, 0.0, 10.0),
         weight_decay=read.number("LANE_WEIGHT_DECAY", 0.01, 0.0, 10.0),
         description=read.text("LANE_DESCRIPTION", "a narration by Auntie Dottie"),
         max_sanitized=read.whole("LANE_MAX_SANITIZED", 0, 0, 10**12),
+        resume=read.flag("LANE_RESUME", False),
+        save_every=read.whole_or("LANE_SAVE_EVERY", "auto", 0, 10**6),
     )
 
 

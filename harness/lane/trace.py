@@ -56,6 +56,18 @@ class Trace:
         """Append one line."""
         self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
 
+    def so_far(self) -> str:
+        """The lines after the first two (header and tokens), as they were written."""
+        self._file.flush()
+        with self._temporary.open(encoding="ascii") as file:
+            file.readline()
+            file.readline()
+            return file.read()
+
+    def go_on(self, lines: str) -> None:
+        """Append the lines that ``so_far`` gave in the run that this one goes on from."""
+        self._file.write(lines)
+
     def publish(self) -> Path:
         """Flush to the disk and rename to the final name. Safe to call twice."""
         if not self._file.closed:

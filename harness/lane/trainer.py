@@ -17,6 +17,7 @@ from harness.lane.errors import LaneError
 from harness.lane.model import condition_tensors
 from harness.lane.objective import Loss, masked_cross_entropy
 from harness.lane.settings import Settings
+from harness.lane.state import State, StateFile
 from harness.lane.tokens import TokenSet
 from harness.lane.trace import Trace, hex_float, hex_norms, norms, sketches
 from harness.numerics.digest import array_digest
@@ -81,11 +82,14 @@ def train(
     tokens: TokenSet,
     trace: Trace,
     progress: Callable[[int, int, float], None],
+    saved: State | None = None,
+    states: StateFile | None = None,
 ) -> TrainResult:
     """Train ``adapters`` on ``tokens`` with everything else frozen.
 
     ``model``: audiocraft's MusicGen, frozen, its LM in the dtype of the mode. ``progress(done, total, loss)`` is
-    called after each step. Raises NonFiniteError (exit code 2) at the first value that must be finite and is not.
+    called after each step. ``saved``: the state to go on from; ``states``: where states are saved. Raises
+    NonFiniteError (exit code 2) at the first value that must be finite and is not.
     """
     step, sanitized, first_loss, loss_value = 0, 0, math.nan, math.nan
     device = settings.device
@@ -137,10 +141,19 @@ def train(
     # The same batch is measured without adapters, at the first step, and again when training is done.
     chunks = next(order)
     first_codes = tokens.codes[chunks].to(device)
-    with torch.no_grad():
-        without = loss_of(first_codes, " without adapters").total.item()
+    done = saved.step if saved else 0
+    if saved is None:
+        with torch.no_grad():
+            without = loss_of(first_codes, " without adapters").total.item()
+    else:
+        adapters.load_state_dict(saved.adapters)
+        optimizer.load_state_dict(saved.optimizer)
+        trace.go_on(saved.trace)
+        sanitized, first_loss, loss_value = saved.sanitized, saved.loss_first, saved.loss
+        for _ in range(done):
+            chunks = next(order)
     hook = attach(model.lm, adapters, watch)
-    for step in range(1, settings.steps + 1):
+    for step in range(done + 1, settings.steps + 1):
         codes = tokens.codes[chunks].to(device)
 
         loss = loss_of(codes)
@@ -178,6 +191,10 @@ def train(
             param=hex_norms(values),
             **sketched,
         )
+        if states is not None and states.due(step):
+            moments = optimizer.state_dict()
+            now = (loss_value, first_loss, sanitized, trace.so_far(), adapters.state_dict(), moments)
+            states.save(State(step, *now))
         progress(step, settings.steps, loss_value)
         chunks = next(order)
 

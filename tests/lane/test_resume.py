@@ -1,0 +1,138 @@
+"""An interrupted run that goes on ends as one that was never interrupted: the same bytes, wherever it was stopped."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from lane_child import Ended, assert_refused, leftovers, run, start
+
+STEPS = 6
+SETTINGS = {"LANE_STEPS": str(STEPS), "LANE_STRIDE_SECONDS": "30", "LANE_BATCH": "2"}
+CHECKPOINT = "checkpoints/tts_voice_train_musicgen_nano"
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A run from the first step to the last; it saves no state."""
+    return completed(run(tmp_path_factory.mktemp("whole"), {**SETTINGS, "LANE_SAVE_EVERY": "0"}))
+
+
+def completed(ended: Ended) -> Ended:
+    assert ended.exit_code == 0, ended.stderr
+    return ended
+
+
+def interrupted(run_dir: Path, after: int, signum: int, **settings: str) -> None:
+    """Start a run and end it by a signal once it has said that ``after`` steps are done."""
+    # It waits at that step for the signal: a tiny model is otherwise done before the signal comes.
+    plant = (
+        "import time\nfrom harness.lane import __main__ as lane\nreal = lane.say\n"
+        f"def say(line):\n    real(line)\n    if line.startswith('PROGRESS {after} '): time.sleep(60)\nlane.say = say\n"
+        "import sys\nsys.exit(lane.main())"
+    )
+    process = start(run_dir, {**SETTINGS, **settings}, plant=plant)
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith(f"PROGRESS {after} ") for line in process.stdout), "the run never got that far"
+        process.send_signal(signum)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+
+
+def lines(run_dir: Path) -> list[str]:
+    """The trace without its header, which carries the run id."""
+    return (run_dir / "trace.jsonl").read_text().splitlines()[1:]
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    for name in (f"{CHECKPOINT}.pt", f"{CHECKPOINT}.float64.pt", "tokens.npy"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), f"{name} differs"
+    assert lines(found) == lines(expected)
+    assert not (found / "train_state.pt").exists(), "a completed run has left its state behind"
+    assert not leftovers(found)
+
+
+@pytest.mark.parametrize(
+    ("after", "every", "signum"),
+    [
+        (1, "1", signal.SIGKILL),  # before the first update by a learning rate that is not warming up
+        (3, "2", signal.SIGTERM),  # between two saved states: one step is done again
+        (STEPS - 1, "1", signal.SIGKILL),
+        (STEPS, "1", signal.SIGTERM),  # every step is done; the checkpoint is not written
+    ],
+    ids=["first", "between", "last-but-one", "last"],
+)
+def test_the_result_is_that_of_a_run_never_interrupted(
+    after: int, every: str, signum: int, whole: Ended, tmp_path: Path
+) -> None:
+    interrupted(tmp_path, after, signum, LANE_SAVE_EVERY=every)
+    assert (tmp_path / "train_state.pt").is_file()
+    saved = after // int(every) * int(every)
+    ended = completed(run(tmp_path, {**SETTINGS, "LANE_RESUME": "1", "LANE_SAVE_EVERY": "1"}))
+    assert f"RESUMED after step {saved} of {STEPS}" in ended.stdout
+    assert f"PROGRESS {saved} " not in ended.stdout, "a step that was saved is done again"
+    assert_same(tmp_path, whole.run_dir)
+    for key in ("loss", "loss_first", "steps_done", "sanitized_logits"):
+        assert ended.status[key] == whole.status[key], key
+
+
+def test_interrupted_twice(whole: Ended, tmp_path: Path) -> None:
+    interrupted(tmp_path, 2, signal.SIGTERM, LANE_SAVE_EVERY="1")
+    interrupted(tmp_path, 4, signal.SIGKILL, LANE_SAVE_EVERY="1", LANE_RESUME="1")
+    completed(run(tmp_path, {**SETTINGS, "LANE_RESUME": "1"}))
+    assert_same(tmp_path, whole.run_dir)
+
+
+def test_without_a_state_it_begins(whole: Ended, tmp_path: Path) -> None:
+    ended = completed(run(tmp_path, {**SETTINGS, "LANE_RESUME": "1"}))
+    assert "RESUMED nothing" in ended.stdout
+    assert_same(tmp_path, whole.run_dir)
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory in which a run was interrupted after three steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    interrupted(folder, 3, signal.SIGTERM, LANE_SAVE_EVERY="1")
+    return folder
+
+
+def test_the_interrupted_run_says_how_to_go_on(stopped: Path) -> None:
+    ended = Ended(stopped, 143, "", "", 0.0)
+    assert ended.status["status"] == "interrupted"
+    assert "LANE_RESUME=1" in ended.status["next_unblock_action"]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [({"LANE_LEARNING_RATE": "0.004"}, "settings_digest"), ({"LANE_NUMERICS": "native"}, "numeric_mode")],
+    ids=["settings", "mode"],
+)
+def test_a_state_of_another_run_is_refused(other: dict[str, str], what: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    ended = run(tmp_path / "run", {**SETTINGS, "LANE_RESUME": "1", **other})
+    assert_refused(ended, "state_of_another_run", "train_state.pt", what)
+    assert (tmp_path / "run" / "train_state.pt").read_bytes() == (stopped / "train_state.pt").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "pickle"])
+def test_a_damaged_state_is_refused(damage: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    state = tmp_path / "run" / "train_state.pt"
+    data = state.read_bytes()
+    planted = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+    state.write_bytes({"cut": data[: len(data) // 2], "text": b"{}", "pickle": planted}[damage])
+    ended = run(tmp_path / "run", {**SETTINGS, "LANE_RESUME": "1"})
+    assert_refused(ended, "state_unreadable", "train_state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_resume_an_old_state_is_removed(stopped: Path, whole: Ended, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    completed(run(tmp_path / "run", SETTINGS))
+    assert_same(tmp_path / "run", whole.run_dir)
