@@ -88,14 +88,8 @@ def complain(line: str) -> None:
 
 
 def _print(line: str, stream: TextIO) -> None:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         print(line, file=stream, flush=True)
-    except OSError:
-        # What could not be written stays in Python's buffer, and would end the process with another exit code.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except ValueError:  # the stream is closed
-        pass
 
 
 def run_lane(settings: Settings, run: Run) -> None:
@@ -441,22 +435,20 @@ def finish(run: Run, error: BaseException | None) -> int:
     if error is not None:
         run.loss = run.loss if getattr(error, "loss", None) is None else getattr(error, "loss", None)
         run.sanitized = getattr(error, "sanitized", run.sanitized)
-        log.error("the run ended early in step %s", run.step, exc_info=error)
+        with contextlib.suppress(MemoryError):
+            log.error("the run ended early in step %s", run.step, exc_info=error)
         traceback.clear_frames(error.__traceback__)  # the tensors and files that the frames still hold
     settings = run.settings
     text = ""
     if settings and run.owns_run_dir:
-        try:
-            write_status(settings, run, failure)
-        except OSError as trouble:
-            failure = failure or failure_of(trouble, run)
-            _not_written(settings.status_path, "status", trouble, settings)
+        failure = _write_status(settings, run, failure)
         text = report_text(run, failure)
         try:
             atomic_write(settings.report_path, text.encode())
-        except OSError as trouble:
-            failure = failure or failure_of(trouble, run)
+        except (OSError, MemoryError) as trouble:
             _not_written(settings.report_path, "report", trouble, settings)
+            if not failure:  # the status that was just written says otherwise
+                failure = _write_status(settings, run, failure_of(trouble, run))
             text = ""
     text = text or report_text(run, failure)
     if failure:
@@ -465,9 +457,20 @@ def finish(run: Run, error: BaseException | None) -> int:
     return failure.exit_code if failure else 0
 
 
-def _not_written(path: Path, what: str, trouble: OSError, settings: Settings) -> None:
+def _write_status(settings: Settings, run: Run, failure: LaneError | None) -> LaneError | None:
+    """Write the status, if that can be done; returns ``failure``, or that it could not."""
+    try:
+        write_status(settings, run, failure)
+    except (OSError, MemoryError) as trouble:
+        _not_written(settings.status_path, "status", trouble, settings)
+        return failure or failure_of(trouble, run)
+    return failure
+
+
+def _not_written(path: Path, what: str, trouble: OSError | MemoryError, settings: Settings) -> None:
     """Say so on stderr; and an earlier run's file must not stay in its place and be taken for this one's."""
-    complain(f"{show(path)}: the {what} could not be written ({trouble.strerror})")
+    reason = getattr(trouble, "strerror", None) or "out of memory"
+    complain(f"{show(path)}: the {what} could not be written ({reason})")
     with contextlib.suppress(OSError):
         if settings.run_id.encode() not in path.read_bytes():
             path.unlink()

@@ -273,6 +273,20 @@ def test_launcher_speaks_for_a_lane_that_never_started(tmp_path: Path) -> None:
     assert "a broken installation" in status["root_cause"]
 
 
+def test_launcher_writes_nothing_for_a_lane_that_was_refused(tmp_path: Path) -> None:
+    """The lane ends with 3 and no status of its own: another run owned the directory then, and may be done by now."""
+    lane = tmp_path / "code" / "harness" / "lane"
+    lane.mkdir(parents=True)
+    (lane / "__main__.py").write_text("import sys; sys.exit(3)")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "train_status.json").write_text('{"run_id": "the owner", "status": "completed", "root_cause": "none"}')
+    before = (run_dir / "train_status.json").read_bytes()
+    assert launch.run_lane(run_dir, code=tmp_path / "code").exit_code == 3
+    assert (run_dir / "train_status.json").read_bytes() == before
+    assert [path.name for path in run_dir.iterdir()] == ["train_status.json"]
+
+
 @pytest.mark.parametrize("value", ["1e3", "²", "-5", "nan", "soon"])
 def test_launcher_takes_any_limit_and_lets_the_lane_judge(value: str, tmp_path: Path) -> None:
     process = launch.LaneProcess(tmp_path, {"LANE_TIMEOUT_S": value, "LANE_THREADS": value, "RUN_TRAIN": "0"})

@@ -29,9 +29,9 @@ def assert_orderly(ended: lane_child.Ended, code: str) -> None:
         assert lane_child.strict_json(path).get("status") != "completed"
 
 
-@pytest.mark.parametrize("room", [0, 1_500, 400_000])
+@pytest.mark.parametrize("room", [0, 1_500, 10_000])
 def test_no_room_to_write(room: int, tmp_path: Path) -> None:
-    """0: not even a status; 1,500: a status, no report; 400,000: no checkpoint of 660,000 bytes."""
+    """0: not even a status; 1,500: a status, no report; 10,000: a trace that is cut in the middle of a line."""
     (tmp_path / "train_status.json").write_text('{"status": "completed", "run_id": "an earlier one"}')
     settings = {**FEW, "RESET_TRAIN_OUTPUTS": "0"}
     ended = lane_child.run(tmp_path, settings, limits={resource.RLIMIT_FSIZE: room})
@@ -43,6 +43,7 @@ def test_no_room_to_write(room: int, tmp_path: Path) -> None:
         assert not (tmp_path / "train_status.json").exists(), "an earlier run's status would be taken for this one's"
         assert f"{tmp_path / 'train_status.json'}: the status could not be written" in ended.stderr
     assert not list(tmp_path.rglob("*.pt"))
+    assert not (tmp_path / "trace.jsonl").exists()
 
 
 def test_full_file_system(tmp_path: Path) -> None:
@@ -96,13 +97,30 @@ def test_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
     assert "D\\xf6rte" in ended.printed_report["manifest_path"]
 
 
+CHATTER = """
+import os
+from harness.lane import preflight
+real = preflight.check_narration
+def check_narration(settings):
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"chatter of a library")
+        except OSError:
+            pass
+    return real(settings)
+preflight.check_narration = check_narration
+"""
+
+
 def test_streams_that_are_closed(tmp_path: Path) -> None:
-    """With 1 and 2 closed, a file of the run would get their numbers, and what a library prints would go into it."""
-    command = f'exec "{sys.executable}" -m harness.lane >&- 2>&-'
-    environment = lane_child.environment(tmp_path, {"RUN_TRAIN": "0"})
+    """With 0, 1 and 2 closed, files of the run would get their numbers, and what a library prints would go into them."""
+    program = f"{CHATTER}\n{lane_child.LANE}"
+    environment = lane_child.environment(tmp_path, {"RUN_TRAIN": "0", "PROGRAM": program})
+    command = f'exec "{sys.executable}" -c "$PROGRAM" <&- >&- 2>&-'
     assert subprocess.run(["sh", "-c", command], env=environment, timeout=250).returncode == 0
     assert lane_child.strict_json(tmp_path / "train_status.json")["status"] == "blocked"
-    assert (tmp_path / ".lane.lock").read_text().startswith("pid ")
+    for name in (".lane.lock", "lane.log"):
+        assert "chatter" not in (tmp_path / name).read_text()
 
 
 def test_read_only_folder(tmp_path: Path) -> None:
@@ -148,6 +166,27 @@ def test_something_in_the_way(name: str, tmp_path: Path) -> None:
     assert ended.printed_report["objective_status"] in ("failed", "blocked")
     if name in ("lane.log", "knowledge_audio", "tokens.npy"):
         assert ended.status["root_cause"] == ended.printed_report["root_cause"]
+
+
+REPORT_BLOCKED = """
+import os
+from harness.lane import checkpoint
+real = checkpoint.write_checkpoint
+def write_checkpoint(settings, *arguments, **options):
+    settings.report_path.unlink()
+    settings.report_path.mkdir()
+    return real(settings, *arguments, **options)
+checkpoint.write_checkpoint = write_checkpoint
+"""
+
+
+def test_report_that_cannot_be_written_at_the_end_is_a_failure(tmp_path: Path) -> None:
+    """The status was written before it, and must not stay at `completed`."""
+    ended = lane_child.run(tmp_path, FEW, plant=REPORT_BLOCKED)
+    assert ended.exit_code == 1
+    assert "the report could not be written (Is a directory)" in ended.stderr
+    assert ended.status["status"] == ended.printed_report["objective_status"] == "failed"
+    assert ended.status["root_cause"] == ended.printed_report["root_cause"]
 
 
 def test_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def gap(source: Path, target: Path, at: float, count: int = 5000) -> Path:
     return target
 
 
+def without_page(source: Path, target: Path, number: int) -> Path:
+    """An Ogg file without one whole page; all others are sound."""
+    data, pages, position = source.read_bytes(), [], 0
+    while position < len(data):
+        segments = data[position + 26]
+        length = 27 + segments + sum(data[position + 27 : position + 27 + segments])
+        pages.append(data[position : position + length])
+        position += length
+    target.write_bytes(b"".join(pages[:number] + pages[number + 1 :]))
+    return target
+
+
 def flac_promising(source: Path, target: Path, frames: int) -> Path:
     """A FLAC whose STREAMINFO says that it has ``frames`` samples."""
     packed = int.from_bytes(source.read_bytes()[18:26], "big") >> 36 << 36 | frames
