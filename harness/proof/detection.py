@@ -10,7 +10,7 @@ from typing import Any
 from harness.proof import false_alarms, mutation, recordings
 from harness.proof.copies import ROOT
 from harness.proof.faults import FAMILIES, Fault, faults
-from harness.proof.mutation import Trial, outcome, read_rows
+from harness.proof.mutation import Trial, read_rows
 
 DOCUMENT = ROOT / "docs" / "detection.md"
 # What needs words: a fault that one of the columns cannot catch, and why; by fault and column.
@@ -64,7 +64,7 @@ def _faults(trials: Rows) -> Iterator[str]:
         yield f"| {family}: {meaning} | {_tally(chosen, rows)} |"
     yield f"| **all** | {_tally(every, rows)} |"
     controls = [row for name, row in trials.items() if row["fault"] == ""]
-    green = sum(not row["red"] for row in controls)
+    green = sum(row["outcome"] == "green" for row in controls)
     yield ""
     yield f"The lane unchanged, on the same data in the same columns: {green} of {len(controls)} runs pass every gate."
     yield ""
@@ -79,8 +79,8 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield ""
 
 
-def _caught(fault: Fault, row: Mapping[str, Any] | None) -> bool:
-    return row is not None and outcome(fault, dict(row)) == "caught"
+def _caught(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["outcome"] == "caught"
 
 
 def _tally(chosen: Sequence[Fault], rows: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> str:
@@ -88,7 +88,7 @@ def _tally(chosen: Sequence[Fault], rows: Mapping[tuple[str, str], Mapping[str, 
     cells = [f"{classic} of {len(chosen)}"]
     for column in mutation.COLUMNS:
         run = [f for f in chosen if rows[f.name, column] is not None]
-        cells.append(f"{sum(_caught(f, rows[f.name, column]) for f in run)} of {len(run)}")
+        cells.append(f"{sum(_caught(rows[f.name, column]) for f in run)} of {len(run)}")
     return " | ".join(cells)
 
 
@@ -101,8 +101,7 @@ def _row(fault: Fault, rows: Mapping[tuple[str, str], Mapping[str, Any] | None])
         if row is None:
             cells.append("not run")
             continue
-        result = outcome(fault, dict(row))
-        cells.append(gate if result == "caught" else f"**{result}** ({gate})")
+        cells.append(gate if _caught(row) else f"**{row['outcome']}** ({gate})")
         red.append(str(len(row["red"])))
     classic = (rows[fault.name, "universal"] or {}).get("classic")
     seen = ", ".join(classic) if classic else "missed"

@@ -172,7 +172,7 @@ class Bench:
         found = self._plain.run(Trial(None, "universal"))
         row = {"case": case.name, "exit": 1 if found["red"] else 0, "seconds": found["seconds"]}
         row |= {"gates": found["gates"], "passed": found["gates"] - len(found["red"])}
-        return row | ({"why": found["red"]} if found["red"] else {})
+        return row | ({"why": found["message"]} if found["red"] else {})
 
     def _data(self, case: Case, folder: Path) -> dict[str, str]:
         place = Path(tempfile.mkdtemp(prefix="clean-", dir="/dev/shm")) if case.memory else folder / "data"

@@ -451,7 +451,7 @@ def _model() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "half precision", "the model computes in bfloat16 on the CPU", "model",
-        (lane("__main__.py", "load_model(settings, dtype)", "load_model(settings, torch.bfloat16)"),),
+        (lane("__main__.py", "load_model(settings, dtype", "load_model(settings, torch.bfloat16"),),
         FIRST_LOSS, "the model's own is",
     )  # fmt: skip
     yield Fault(
@@ -518,7 +518,7 @@ def _checkpoint() -> Iterator[Fault]:
         "time in the digest", "the tensor digest covers the time of writing", "checkpoint",
         (
             lane("checkpoint.py", "tensor_digest({name: tensor.numpy() for name, tensor in tensors.items()})",
-                 'tensor_digest({f"{name} {__import__("time").time()}": t.numpy() for name, t in tensors.items()})'),
+                 "tensor_digest({f'{name} {__import__(\"time\").time()}': t.numpy() for name, t in tensors.items()})"),
         ),
         "checkpoint_sha_is_that_of_the_file", "tensor digest",
     )  # fmt: skip
@@ -576,10 +576,11 @@ def _report() -> Iterator[Fault]:
         "exception swallowed", "an exception in training is swallowed, and the run counts as completed; the run meets "
         "logits that are not finite", "report",
         (
-            lane("__main__.py", "        result = train(settings, model, adapters, tokens, trace, progress)\n"
-                 "    run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized",
-                 "        try:\n            train(settings, model, adapters, tokens, trace, progress)\n"
-                 '        except LaneError as error:\n            log.error("%s", error)'),
+            lane("__main__.py", "        result = train(",
+                 "        result: Any = None\n"
+                 "        with contextlib.suppress(LaneError):\n            result = train("),
+            lane("__main__.py", "    run.loss, run.loss_first, run.sanitized = result.loss,",
+                 "    if result:\n        run.loss, run.loss_first, run.sanitized = result.loss,"),
             lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions)",
                  "output = model.lm.compute_predictions(codes, [], conditions)\n"
                  "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),

@@ -22,7 +22,6 @@ from harness.numerics.modes import environment_pins
 from harness.proof.copies import ROOT, Edit, changed_copy
 
 CHECKOUT = ("conftest.py", "pyproject.toml", "tests/smoke")
-MESSAGE = 1500  # characters of a gate's message that are kept
 
 
 def preload() -> None:
@@ -122,7 +121,7 @@ def gates(
 
             code = pytest.main(options, plugins=[collector])
             if code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and collector.messages:
-                answer.write_text(json.dumps({name: text[-MESSAGE:] for name, text in collector.messages.items()}))
+                answer.write_text(json.dumps(collector.messages))
 
         forked(hold, checkout, settings, log)
         if not answer.exists():

@@ -31,6 +31,7 @@ from harness.proof.judge import changed_checkout, gates, preload, run_lane
 COLUMNS = ("universal", "float32")
 RESULTS = ROOT / "docs" / "detection.jsonl"
 OTHER_CLASS = {"ATEN_CPU_CAPABILITY": "default"}  # the class of the float32 recordings
+MESSAGE = 500  # characters of a gate's message that are kept
 CODE = ("harness/lane", "harness/numerics", "harness/gates", "tests/smoke")  # a kept result is of these files
 
 
@@ -137,16 +138,24 @@ class Campaign:
             store = self.stores[trial.column]
             messages = gates(checkout, run_dir, store, settings, train=bool(fault and fault.trains))
             red = {gate: text for gate, text in messages.items() if text}
+            broken = _broken(run_dir)
             return {
                 "trial": trial.name,
                 "fault": fault.name if fault else "",
                 "column": trial.column,
+                "outcome": outcome(fault, trial.column, red, broken) if fault else ("alarm" if red else "green"),
                 "classic": classic_gates(run_dir),
                 "gates": len(messages),
-                "broken": _broken(run_dir),
-                "red": red,
+                "red": sorted(red),
+                "message": broken or _said(fault, trial.column, red),
                 "seconds": round(time.monotonic() - started, 1),
             }
+
+
+def _said(fault: Fault | None, column: str, red: dict[str, str]) -> str:
+    """The beginning of the named gate's message, or of the first there is: enough to see why it is red."""
+    named = fault.expected(column)[0] if fault else ""
+    return red.get(named, next(iter(red.values()), ""))[:MESSAGE]
 
 
 def _broken(run_dir: Path) -> str:
@@ -159,14 +168,17 @@ def _broken(run_dir: Path) -> str:
     return cause.removeprefix("root_cause: ") if "internal_error:" in cause or "lane_killed:" in cause else ""
 
 
-def outcome(fault: Fault, row: dict[str, Any]) -> str:
-    """`caught`, `missed`, `other reason` (a gate is red, and not the named one for the named reason), or `broken`."""
-    if row["broken"]:
+def outcome(fault: Fault, column: str, red: dict[str, str], broken: str = "") -> str:
+    """`caught`, `missed`, `other reason` (a gate is red, and not the named one for the named reason), or `broken`.
+
+    ``red``: the message of each gate that failed. ``broken``: why the changed lane itself broke down.
+    """
+    if broken:
         return "broken"
-    gate, says = fault.expected(row["column"])
-    if says in row["red"].get(gate, ""):
+    gate, says = fault.expected(column)
+    if says in red.get(gate, ""):
         return "caught"
-    return "other reason" if row["red"] else "missed"
+    return "other reason" if red else "missed"
 
 
 def say(line: str) -> None:
@@ -261,21 +273,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _good(trial: Trial, row: dict[str, Any]) -> bool:
-    if "error" in row:
-        return False
-    return outcome(trial.fault, row) == "caught" if trial.fault else not row["red"]
+    return bool(row.get("outcome") == ("caught" if trial.fault else "green"))
 
 
 def _line(trial: Trial, row: dict[str, Any]) -> str:
     if "error" in row:
         return f"ERROR {row['error']}"
-    red = ", ".join(row["red"]) or "none"
-    if trial.fault is None:
-        return f"red gates: {red}"
-    classic = "missed by" if not row["classic"] else "caught by"
-    result = outcome(trial.fault, row)
-    detail = "" if result == "caught" else f" [{row['broken'] or red}]"
-    return f"{result}{detail}; {classic} the classic gates; {row['seconds']} s"
+    if _good(trial, row):
+        classic = "caught" if row["classic"] else "missed"
+        return f"{row['outcome']}; {classic} by the classic gates; {row['seconds']} s"
+    return f"{row['outcome'].upper()}: red are {', '.join(row['red']) or 'none'}: {' '.join(row['message'].split())}"
 
 
 if __name__ == "__main__":

@@ -46,19 +46,18 @@ def test_one_fault_of_each_family_is_caught(tmp_path: Path) -> None:
     done = campaign(results, "--short")
     assert done.returncode == 0, done.stdout
     rows = read_rows(results)
-    assert [outcome(f, rows[f"{f.name} (universal)"]) for f in one_of_each_family()] == ["caught"] * len(FAMILIES)
+    assert [rows[f"{f.name} (universal)"]["outcome"] for f in one_of_each_family()] == ["caught"] * len(FAMILIES)
 
 
 def test_a_fault_that_is_not_noticed_is_told(tmp_path: Path) -> None:
     """The campaign's own verdict: other words, no red gate, and a broken lane are no catch."""
     fault = faults()[0]
     gate, says = fault.expected("universal")
-    row = {"column": "universal", "broken": "", "red": {gate: f"... {says} ..."}}
-    assert outcome(fault, row) == "caught"
-    assert outcome(fault, {**row, "red": {gate: "another reason"}}) == "other reason"
-    assert outcome(fault, {**row, "red": {"loss_falls": says}}) == "other reason"
-    assert outcome(fault, {**row, "red": {}}) == "missed"
-    assert outcome(fault, {**row, "broken": "internal_error: NameError"}) == "broken"
+    assert outcome(fault, "universal", {gate: f"... {says} ..."}) == "caught"
+    assert outcome(fault, "universal", {gate: "another reason"}) == "other reason"
+    assert outcome(fault, "universal", {"loss_falls": says}) == "other reason"
+    assert outcome(fault, "universal", {}) == "missed"
+    assert outcome(fault, "universal", {gate: says}, "internal_error: NameError") == "broken"
 
 
 @pytest.mark.mutation
