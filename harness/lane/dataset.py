@@ -172,10 +172,12 @@ def _check_link(path: Path, root: Path) -> None:
 
 def remove_staged(settings: Settings) -> None:
     """Remove what an earlier run staged: the targets its manifest lists, where they lie in the staging folder, and no
-    more."""
+    more. In the run directory itself also what a run left that was killed before it had a manifest."""
     names: list[Any] = []
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         names = [entry["target"] for entry in json.loads(settings.manifest_path.read_bytes())["entries"]]
+    if settings.audio_dir.is_relative_to(settings.run_dir):
+        names += [path.name for path in settings.audio_dir.glob("????????????-*")]
     for name in names:
         with contextlib.suppress(OSError):
             if _is_staged_name(name) and stat.S_ISREG((settings.audio_dir / name).lstat().st_mode):

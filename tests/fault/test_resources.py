@@ -113,7 +113,7 @@ preflight.check_narration = check_narration
 
 
 def test_streams_that_are_closed(tmp_path: Path) -> None:
-    """With 0, 1 and 2 closed, files of the run would get their numbers, and what a library prints would go into them."""
+    """With 0, 1 and 2 closed, files of the run would get their numbers, and a library's chatter would go into them."""
     program = f"{CHATTER}\n{lane_child.LANE}"
     environment = lane_child.environment(tmp_path, {"RUN_TRAIN": "0", "PROGRAM": program})
     command = f'exec "{sys.executable}" -c "$PROGRAM" <&- >&- 2>&-'
