@@ -531,7 +531,7 @@ def _checkpoint() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-STATUS_WRITTEN = "write_status(settings, run, failure)"
+STATUS_WRITTEN = "failure = _write_status(settings, run, failure)\n"
 ENVIRONMENT_WRITTEN = (
     'write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))'
 )
@@ -545,7 +545,7 @@ def _report() -> Iterator[Fault]:
         (
             lane("__main__.py", 'run.enter("checkpoint")',
                  'run.enter("checkpoint")\n    write_status(settings, run, None)'),
-            lane("__main__.py", f"            {STATUS_WRITTEN}", f"            run.checkpoint or {STATUS_WRITTEN}"),
+            lane("__main__.py", STATUS_WRITTEN, f"if not run.checkpoint:\n            {STATUS_WRITTEN}"),
         ),
         "checkpoint_sha_is_that_of_the_file", "None, as train_status.json says",
     )  # fmt: skip
