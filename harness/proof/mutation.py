@@ -163,7 +163,9 @@ def _broken(run_dir: Path) -> str:
     try:
         lines = (run_dir / "train_report.txt").read_text().splitlines()
     except OSError:
-        return "there is no report: the lane did not start"
+        output = run_dir.with_name("lane-output.txt")
+        said = output.read_text(errors="replace").strip() if output.exists() else ""
+        return f"there is no report; the last that the lane said: {said[-300:] or 'nothing'}"
     cause = next((line for line in lines if line.startswith("root_cause: ")), "")
     return cause.removeprefix("root_cause: ") if "internal_error:" in cause or "lane_killed:" in cause else ""
 
