@@ -220,15 +220,26 @@ def test_out_of_memory(megabytes: int, tmp_path: Path) -> None:
     assert ended.status["root_cause"].startswith("out_of_memory: ")
 
 
-def test_out_of_memory_in_python(tmp_path: Path) -> None:
-    plant = """
+# Takes all memory, to the last small piece, and keeps it in a frame of the traceback, or in a module.
+HOARD = """
 import harness.lane.dataset as dataset
+KEPT = []
 def prepare_dataset(*arguments):
-    hoard = []
-    while True:
-        hoard.append(bytearray(1_000_000))
+    hoard = KEPT if WHERE == "module" else []
+    for size in (1_000_000, 100_000, 10_000, 1_000, 100):
+        try:
+            while True:
+                hoard.append(bytearray(size))
+        except MemoryError:
+            pass
+    raise MemoryError
 dataset.prepare_dataset = prepare_dataset
 """
+
+
+@pytest.mark.parametrize("where", ["frame", "module"])
+def test_out_of_memory_in_python(where: str, tmp_path: Path) -> None:
+    plant = f"WHERE = {where!r}\n{HOARD}"
     ended = lane_child.run(tmp_path, FEW, plant=plant, limits={resource.RLIMIT_AS: 400 * MB})
     assert_orderly(ended, "out_of_memory")
     lane_child.assert_refused(ended, "out_of_memory", "in step prepare", exit_code=1, status="failed")
