@@ -19,7 +19,6 @@ import platform
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -437,7 +436,6 @@ def finish(run: Run, error: BaseException | None) -> int:
         run.sanitized = getattr(error, "sanitized", run.sanitized)
         with contextlib.suppress(MemoryError):
             log.error("the run ended early in step %s", run.step, exc_info=error)
-        traceback.clear_frames(error.__traceback__)  # the tensors and files that the frames still hold
     settings = run.settings
     text = ""
     if settings and run.owns_run_dir:
