@@ -427,8 +427,7 @@ def gpu_available() -> bool:
 
 def finish(run: Run, error: BaseException | None) -> int:
     """Write status and report, print the report, and return the exit code. Goes on where a part of it cannot be
-    done."""
-    listen(False)
+    done. Signals are ignored by now."""
     run.reserve = None
     failure = failure_of(error, run) if error else None
     if error is not None:
@@ -567,6 +566,12 @@ def main(arguments: list[str] | None = None) -> int:
             listen(False)
         except BaseException as error:
             ended = error
+        while True:  # until no signal comes between the first of these lines and the last
+            try:
+                listen(False)
+                break
+            except Stopped as again:
+                ended = ended or again
         return finish(run, ended)
 
 
