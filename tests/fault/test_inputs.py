@@ -542,10 +542,7 @@ def test_bad_files_are_left_out_only_when_asked_for(tmp_path: Path, good: Good) 
 
 SETTINGS = {
     "LANE_STEPS": "many",
-    "LANE_SEED": "-1",
     "LANE_LEARNING_RATE": "nan",
-    "LANE_TIMEOUT_S": "inf",
-    "LANE_NUMERICS": "exact",
     "LANE_BATCH": "²",
     "LANE_DESCRIPTION": b"\xff\xfe",
     "LANE_STEP": "3",

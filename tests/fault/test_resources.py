@@ -209,10 +209,9 @@ def test_no_file_descriptors_left(number: int, tmp_path: Path) -> None:
         assert "ulimit -n" in ended.status["next_unblock_action"]
 
 
-@pytest.mark.parametrize("megabytes", [300, 600])
-def test_out_of_memory(megabytes: int, tmp_path: Path) -> None:
-    """300 MB of address space: torch cannot be loaded; 600: it can, and the model cannot."""
-    ended = lane_child.run(tmp_path, FEW, limits={resource.RLIMIT_AS: megabytes * MB})
+def test_out_of_memory(tmp_path: Path) -> None:
+    """With 300 MB of address space torch cannot be loaded."""
+    ended = lane_child.run(tmp_path, FEW, limits={resource.RLIMIT_AS: 300 * MB})
     if ended.exit_code < 0:  # a library that aborts takes the process with it; the first status stands
         assert ended.status["root_cause"].startswith("run_not_ended: ")
         return
