@@ -316,7 +316,7 @@ def _show_progress(line: str, say: Callable[[str], None]) -> None:
         done, total = rest.split()
         if done == total:
             say(f"lane: tokenised {total} chunks")
-    elif word in ("FAILED", "SKIPPED"):
+    elif word in ("FAILED", "SKIPPED", "ESTIMATE", "DOWNLOAD", "RESUMED"):
         say(f"lane: {word} {rest}")
 
 
