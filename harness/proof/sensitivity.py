@@ -48,7 +48,7 @@ CASES = (
     Case("nothing changed", (), seen=False),
     Case("learning rate × 1.0001", (Edit(TRAINER, RATE, RATE.replace("= ", "= 1.0001 * ")),)),
     Case("learning rate × 1.01", (Edit(TRAINER, RATE, RATE.replace("= ", "= 1.01 * ")),)),
-    Case("one step fewer", (Edit(TRAINER, "range(1, settings.steps + 1)", "range(1, settings.steps)"),)),
+    Case("one step fewer", (Edit(TRAINER, "range(done + 1, settings.steps + 1)", "range(done + 1, settings.steps)"),)),
     Case(
         "one chunk swapped, step 5",
         (Edit(TRAINER, CODES, f"        if step == 5:\n            chunks = [chunks[0] ^ 1, *chunks[1:]]\n{CODES}"),),
