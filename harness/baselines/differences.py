@@ -142,7 +142,8 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         yield from norm_items(b.step, "backward", "gradient", {"all": a.grad_total}, {"all": b.grad_total})
         for name in sorted(set(a.sketch) & set(b.sketch)):
             distance = _sketches_apart(a.sketch[name], b.sketch[name], scales.get(name, 0.0))
-            what, allowed = f"{name} after step {b.step}", max(rule.tensor, ROUNDED_SKETCH)
+            what = f"{name} after step {b.step}"
+            allowed = max(rule.tensor, ROUNDED_SKETCH, rounding(b.sketch[name], scales.get(name, 0.0)))
             yield Item("checkpoint", b.step, "optimizer", what, None, None, distance, allowed, name, criterion=False)
         yield from norm_items(b.step, "optimizer", "value", a.param, b.param)
         yield from norm_items(b.step, "optimizer", "value", {"all": a.param_total}, {"all": b.param_total})
@@ -348,6 +349,13 @@ def _sketches_apart(a: Sketch, b: Sketch, scale: float) -> float:
     if distance == 0.0:
         return 0.0
     return distance / scale if scale > 0.0 else math.inf
+
+
+def rounding(kept: Sketch, scale: float) -> float:
+    """How far a sketch lies at most from its own float32 values, over `scale`; 0 where there is no scale."""
+    largest = float(np.sqrt(np.mean(np.square(kept)))) * 2.0**-24
+    # Twice that: the values that were rounded are known by their rounded ones only.
+    return 2.0 * largest / scale if scale > 0.0 else 0.0
 
 
 def _far(item: Item) -> float:
