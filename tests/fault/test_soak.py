@@ -59,4 +59,6 @@ def test_nothing_grows_in_one_process(
         print(f"\n{len(files)} runs in one process: open files {files[0]} to {files[-1]},")
         print(f"resident memory {memory[2] / 1e6:.0f} MB after three, {memory[-1] / 1e6:.0f} MB at the end")
     assert files[-1] == files[1], f"open files after each run: {files}"
-    assert memory[-1] < memory[2] + 30e6, f"resident memory after each run, in MB: {[m // 10**6 for m in memory]}"
+    # It goes up and down by 90 MB with what the allocator keeps: the peaks of the two halves tell growth.
+    half = len(memory) // 2
+    assert max(memory[half:]) < max(memory[:half]) + 30e6, f"resident memory after each run, in MB: {[m // 10**6 for m in memory]}"
