@@ -208,6 +208,14 @@ def pin_process(settings: Settings) -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def temporary_files(settings: Settings, process: str) -> Iterator[Path]:
+    """Files that the run of ``process`` (its id, or ``*`` for any) left unfinished."""
+    for folder in (settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir):
+        yield from folder.glob(f"{TEMPORARY_PREFIX}{process}-*")
+    name = glob.escape(settings.status_path.name)
+    yield from settings.status_path.parent.glob(f"{TEMPORARY_PREFIX}{process}-{name}")
+
+
 def begin(settings: Settings, run: Run) -> None:
     """Remove what earlier runs left, and write status and report of a run that has not ended.
 
@@ -224,9 +232,7 @@ def begin(settings: Settings, run: Run) -> None:
         doomed += [settings.checkpoint_path, settings.checkpoint_float64_path, settings.checkpoint_sidecar_path]
     if settings.reset_train_outputs and not settings.resume:
         doomed.append(settings.state_path)
-    for folder in (settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir):
-        doomed += folder.glob(f"{TEMPORARY_PREFIX}*")
-    doomed += settings.status_path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(settings.status_path.name)}")
+    doomed += temporary_files(settings, "*")
     for path in doomed:
         path.unlink(missing_ok=True)
     cause = f"the run of process {os.getpid()} has not ended: it is running, or it was killed"
@@ -439,6 +445,9 @@ def finish(run: Run, error: BaseException | None) -> int:
     text = ""
     if settings and run.owns_run_dir:
         failure = _write_status(settings, run, failure)
+        with contextlib.suppress(OSError):
+            for path in temporary_files(settings, str(os.getpid())):  # a signal came before its owner could see to it
+                path.unlink()
         text = report_text(run, failure)
         try:
             atomic_write(settings.report_path, text.encode())
