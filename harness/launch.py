@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.lane.files import atomic_write, show, write_json
 from harness.lane.lock import Busy, owned
 from harness.lane.report import one_line, render_report
-from harness.lane.settings import default_timeout_s
+from harness.lane.settings import DEFAULT_THREADS, default_timeout_s
 from harness.numerics.modes import environment_pins
 
 GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped; after as long again, killed
@@ -61,7 +61,7 @@ class LaneProcess:
         if (settings or {}).get("LANE_RUN_ID") is None and "LANE_RUN_ID" in os.environ:
             self.run_id = environment["LANE_RUN_ID"] = uuid.uuid4().hex
         # Where a value is not understood the lane says so itself; here any will do.
-        threads = int(_number(environment.get("LANE_THREADS"), 1))
+        threads = int(_number(environment.get("LANE_THREADS"), DEFAULT_THREADS))
         environment |= environment_pins(environment.get("LANE_NUMERICS", "universal"), threads)
         if code is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [environment.get("PYTHONPATH")])])

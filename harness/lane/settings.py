@@ -139,7 +139,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "LANE_WEIGHT_DECAY": ("0.01", "AdamW's weight decay"),
     "LANE_DESCRIPTION": ("a narration by Auntie Dottie", "condition text"),
     "LANE_MAX_SANITIZED": ("0", "non-finite logits the sanitizer may replace before the run fails"),
-    "LANE_THREADS": ("1 or 2", "CPU threads of the lane; 1 for the shipped model, else 2"),
+    "LANE_THREADS": ("2", "CPU threads of the lane"),
     "LANE_TIMEOUT_S": (
         "600 or 3600",
         "seconds after which the run ends itself as failed; 600 for the shipped model, else 3600",
@@ -171,6 +171,9 @@ def is_shipped(model: str) -> bool:
     """Whether ``model`` (a value of LANE_MODEL, or empty) is the shipped one. Others are taken for large ones: 420M
     parameters, of which a smoke run on two cores should take minutes."""
     return not model or absolute(model).resolve() == SHIPPED_MODEL.resolve()
+
+
+DEFAULT_THREADS = 2
 
 
 def default_timeout_s(model: str) -> float:
@@ -300,7 +303,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         device=_device(numerics, allow_cpu=read.flag("ALLOW_CPU_SMOKE", True)),
         attention_backend=read.choice("EFFICIENT_ATTENTION_BACKEND", "torch", ("torch", "xformers")),
         numerics=numerics,
-        threads=read.whole("LANE_THREADS", 1 if shipped else 2, 1, 1024),
+        threads=read.whole("LANE_THREADS", DEFAULT_THREADS, 1, 1024),
         timeout_s=read.number("LANE_TIMEOUT_S", default_timeout_s(model), 0.1, 1e6),
         seed=read.whole("LANE_SEED", 0, 0, 2**63 - 1),
         steps=read.whole("LANE_STEPS", 24, 2, 10**6),

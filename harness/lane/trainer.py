@@ -16,6 +16,7 @@ from harness.lane.draws import Draws
 from harness.lane.errors import LaneError
 from harness.lane.model import condition_tensors
 from harness.lane.objective import Loss, masked_cross_entropy
+from harness.lane.optimizer import AdamW
 from harness.lane.settings import Settings
 from harness.lane.state import State, StateFile
 from harness.lane.tokens import TokenSet
@@ -127,13 +128,12 @@ def train(
     conditions = condition_tensors(model, settings.description, settings.batch)
     order = chunk_order(settings, len(tokens.codes))
     parameters = dict(sorted(adapters.named_parameters()))
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         parameters.values(),
         lr=settings.learning_rate,
         betas=BETAS,
         eps=EPSILON,
         weight_decay=settings.weight_decay,
-        fused=True,
     )
     sketched_steps = {settings.steps // 2}
     base_digest = frozen_digest(model)
@@ -173,7 +173,7 @@ def train(
         loss.total.backward()  # type: ignore[no-untyped-call]
         gradients = finite_norms("gradient of", {name: _gradient(name, p) for name, p in parameters.items()})
 
-        optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
+        optimizer.lr = learning_rate(settings, step)
         optimizer.step()
         values = finite_norms("parameter", {name: p.detach() for name, p in parameters.items()})
 

@@ -8,11 +8,13 @@ class depends on processor, library, release, pins and threads without naming an
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 VERSION = "1"
 
@@ -59,12 +61,14 @@ def _outputs(dtype: torch.dtype) -> list[Tensor]:
 
 
 def _optimizer(dtype: torch.dtype, start: Tensor, gradient: Tensor) -> list[Tensor]:
-    weight = torch.nn.Parameter(start.clone())
-    optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.01, fused=True)
+    """Two steps of fused AdamW, by torch's function: its class would import torch's compiler (1.3 s)."""
+    weight = start.clone()
+    first, second, count = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(())
+    options: dict[str, Any] = {"amsgrad": False, "maximize": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     for scale in (1.0, -0.5):
-        weight.grad = gradient * scale
-        optimizer.step()
-    return [weight.detach()]
+        gradients = [gradient * scale]
+        adamw([weight], gradients, [first], [second], [], [count], fused=True, lr=1e-2, weight_decay=0.01, **options)
+    return [weight]
 
 
 def numeric_class() -> str:

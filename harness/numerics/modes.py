@@ -18,12 +18,14 @@ PORTABLE_PINS = {
     "OMP_NUM_THREADS": "1",
 }
 # Recorded in environment.json, whatever the mode.
-PIN_NAMES = (*PORTABLE_PINS, "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
+PIN_NAMES = (*PORTABLE_PINS, "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 
 
 def environment_pins(mode: str, threads: int) -> dict[str, str]:
     """Environment variables of the lane's process for ``mode``; they must be set before it starts."""
-    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # A thread that waits for the others sleeps after 1000 turns. By default it turns for milliseconds, and where other
+    # processes want the cores too, two threads then take up to four times as long (measured).
+    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
     if mode == "portable":
         return {**counts, **PORTABLE_PINS, "MKL_NUM_THREADS": "1"}
     if mode == "native":
@@ -37,7 +39,8 @@ def apply_mode(mode: str, threads: int) -> torch.dtype:
     import torch
 
     torch.set_num_threads(1 if mode == "portable" else threads)
-    torch.use_deterministic_algorithms(True)
+    # This is use_deterministic_algorithms(True) without its import of torch's compiler, 1.3 s (measured).
+    torch.set_deterministic_debug_mode("error")
     # Without this, deterministic mode fills every fresh tensor: 40 % of the time of a float64 encoding (measured).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False

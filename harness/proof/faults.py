@@ -383,14 +383,14 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-SET_RATE = 'optimizer.param_groups[0]["lr"] = learning_rate(settings, step)'
+SET_RATE = "optimizer.lr = learning_rate(settings, step)"
 UPDATE = "        optimizer.step()\n"
 UPDATED = "step 1 of 24, phase optimizer"
 
 
 def _optimizer() -> Iterator[Fault]:
     def rate(name: str, what: str, new: str) -> Fault:
-        edits = (lane("trainer.py", SET_RATE, f'optimizer.param_groups[0]["lr"] = {new}'),)
+        edits = (lane("trainer.py", SET_RATE, f"optimizer.lr = {new}"),)
         return Fault(name, what, "optimizer", edits, SAME_CHECKPOINT, UPDATED)
 
     yield rate("learning rate x 2", "the learning rate is doubled", "2 * learning_rate(settings, step)")
@@ -419,7 +419,8 @@ def _optimizer() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "Adam for AdamW", "weight decay goes through the gradient's moments", "optimizer",
-        (lane("trainer.py", "torch.optim.AdamW(", "torch.optim.Adam("),), SAME_CHECKPOINT, UPDATED,
+        (lane("optimizer.py", "from torch.optim.adamw import adamw", "from torch.optim.adam import adam as adamw"),),
+        SAME_CHECKPOINT, UPDATED,
     )  # fmt: skip
     yield Fault(
         "wrong parameters", "the optimizer is given copies of the adapters' parameters", "optimizer",

@@ -25,7 +25,7 @@ from harness.proof.universality import FOREACH
 
 DOCUMENT = ROOT / "docs" / "sensitivity.md"
 TRAINER = "harness/lane/trainer.py"
-RATE = 'optimizer.param_groups[0]["lr"] = learning_rate(settings, step)'
+RATE = "optimizer.lr = learning_rate(settings, step)"
 CODES = "        codes = tokens.codes[chunks].to(device)\n"
 PREDICT = "output = model.lm.compute_predictions(codes, [], conditions)"
 FILTERED = "self.out(self.filter(normed))"

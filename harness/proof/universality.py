@@ -28,7 +28,7 @@ from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
 from harness.proof.copies import ROOT, Edit, changed_copy
 
-FOREACH = Edit("harness/lane/trainer.py", "fused=True", "foreach=True")
+FOREACH = Edit("harness/lane/optimizer.py", "            fused=True,\n", "            foreach=True,\n")
 DOCUMENT = ROOT / "docs" / "universality.md"
 EMULATED = ("Haswell", "EPYC-Rome")
 
