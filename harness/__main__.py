@@ -67,8 +67,8 @@ Sets up if needed, runs `pytest -m smoke` with your arguments added, and ends wi
     "test": """\
 usage: python3 -m harness test [PYTEST ARGUMENTS]
 
-Sets up if needed, runs ruff and mypy, then `pytest` with your arguments added. All of them run; any of them can
-fail the whole.""",
+Sets up if needed, runs ruff and mypy, then `pytest -n 2 --dist loadfile` (the tests in two processes) with your
+arguments added. All of them run; any of them can fail the whole. `-n 0` is one process, with the lane's progress.""",
     "bootstrap": """\
 usage: python3 -m harness bootstrap
 

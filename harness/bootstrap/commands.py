@@ -158,7 +158,8 @@ def test(arguments: list[str]) -> int:
         if run_child([setup.python, "-m", *words], child) != 0:
             failed.append(name)
     print("== pytest", flush=True)
-    code = run_child([setup.python, "-m", "pytest", *arguments], child)
+    # Two processes, each file in one of them; `-n 0` among the arguments is one process, as with plain pytest.
+    code = run_child([setup.python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments], child)
     if failed:
         print(f"Failed besides the tests: {', '.join(failed)} (see above)", file=sys.stderr)
     return code or (EXIT_CHECK_FAILED if failed else 0)

@@ -24,6 +24,7 @@ from harness.bootstrap.report import DEFAULT_AUDIO_PATH, LFS_POINTER_START, head
 from harness.bootstrap.settings import SetupSettings, read_settings
 from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
+from harness.lane.settings import DEFAULT_THREADS
 
 TESTED_PYTHONS = ((3, 11), (3, 12))
 SMALLEST_AUDIO = 5_000_000
@@ -155,7 +156,7 @@ def _to_install(root: Path, python: Path, is_own: bool, prefix: Path, settings: 
 
 def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Finding]:
     mode = environ.get("LANE_NUMERICS") or "universal"
-    asked = environ.get("LANE_THREADS") or "1"
+    asked = environ.get("LANE_THREADS") or str(DEFAULT_THREADS)
     pinned = dict(environ)
     with contextlib.suppress(ImportError, ValueError):
         from harness.numerics.modes import environment_pins

@@ -21,6 +21,7 @@ from typing import Any
 from harness.numerics.modes import environment_pins
 from harness.proof.copies import ROOT, Edit, changed_copy
 
+ONE_THREAD = {"LANE_THREADS": "1"}  # what is preloaded was loaded for one, and trials run side by side
 CHECKOUT = ("conftest.py", "pyproject.toml", "tests/smoke")
 
 
@@ -88,7 +89,8 @@ def run_lane(checkout: Path, run_dir: Path, settings: Mapping[str, str]) -> None
         (run_dir / "exit_code.txt").write_text(f"{code}\n")
 
     pins = environment_pins(settings.get("LANE_NUMERICS", "universal"), 1)
-    forked(lane, checkout, {**settings, **pins, "LANE_RUN_DIR": str(run_dir)}, run_dir.with_name("lane-output.txt"))
+    own = {**ONE_THREAD, **settings, **pins, "LANE_RUN_DIR": str(run_dir)}
+    forked(lane, checkout, own, run_dir.with_name("lane-output.txt"))
 
 
 class _Collector:
@@ -125,7 +127,7 @@ def gates(
             if code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and collector.messages:
                 answer.write_text(json.dumps(collector.messages))
 
-        forked(hold, checkout, settings, log)
+        forked(hold, checkout, {**ONE_THREAD, **settings}, log)
         if not answer.exists():
             tail = log.read_text(errors="replace")[-2000:] if log.exists() else "no output"
             raise RuntimeError(f"pytest gave no answer for {checkout}:\n{tail}")

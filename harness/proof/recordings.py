@@ -40,7 +40,6 @@ def make(folder: Path) -> dict[str, dict[str, str]]:
             "KNOWLEDGE_SOURCE_DIR": str(source),
             "LANE_MODEL": str(model),
             "LANE_NUMERICS": "universal",
-            "LANE_THREADS": "1",  # as the shipped model's
         }
     return settings
 

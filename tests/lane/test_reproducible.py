@@ -12,7 +12,7 @@ import soundfile
 
 from harness.baselines.guard import guarded_positions
 from harness.evidence import RunEvidence, load_run
-from harness.launch import run_lane
+from harness.launch import LaneProcess
 from harness.numerics.digest import tensor_digest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
@@ -22,10 +22,16 @@ GUARD = 1e-12
 
 def run(folder: Path, settings: Mapping[str, str]) -> RunEvidence:
     """One run of the lane in ``folder``; fails the test if it does not complete."""
-    ended = run_lane(folder, settings)
-    evidence = load_run(folder, run_id=ended.run_id)
-    assert evidence.failure() is None, evidence.failure()
-    return evidence
+    return run_all({folder: settings})[0]
+
+
+def run_all(runs: Mapping[Path, Mapping[str, str]]) -> list[RunEvidence]:
+    """One run in each folder, all at the same time."""
+    processes = [LaneProcess(folder, settings) for folder, settings in runs.items()]
+    found = [load_run(process.run_dir, run_id=process.wait().run_id) for process in processes]
+    for evidence in found:
+        assert evidence.failure() is None, evidence.failure()
+    return found
 
 
 def trace_lines(evidence: RunEvidence) -> list[str]:
@@ -51,8 +57,13 @@ def test_second_run_is_bit_identical(lane_run: RunEvidence, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mode", ["portable", "native"])
 def test_float32_modes_are_bit_identical_too(mode: str, tmp_path: Path) -> None:
-    one = run(tmp_path / "one", {**SHORT, "LANE_NUMERICS": mode, "PYTHONHASHSEED": "1"})
-    two = run(tmp_path / "two" / "deeper", {**SHORT, "LANE_NUMERICS": mode, "PYTHONHASHSEED": "2"})
+    settings = {**SHORT, "LANE_NUMERICS": mode}
+    one, two = run_all(
+        {
+            tmp_path / "one": {**settings, "PYTHONHASHSEED": "1"},
+            tmp_path / "two" / "deeper": {**settings, "PYTHONHASHSEED": "2"},
+        }
+    )
     assert one.trace.header["mode"] == mode
     assert one.checkpoint_path.read_bytes() == two.checkpoint_path.read_bytes()
     assert trace_lines(one) == trace_lines(two)
@@ -89,18 +100,14 @@ def test_names_times_and_folders_change_nothing(short_run: RunEvidence, tmp_path
     assert other.dataset_digest() == short_run.dataset_digest()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"ATEN_CPU_CAPABILITY": "default"},
-        {"ATEN_CPU_CAPABILITY": "avx2"},
-        {"ATEN_CPU_CAPABILITY": "avx512", "LANE_THREADS": "2"},
-    ],
-    ids=lambda settings: "-".join(settings.values()),
+KERNELS: tuple[dict[str, str], ...] = (
+    {"ATEN_CPU_CAPABILITY": "default", "LANE_THREADS": "1"},
+    {"ATEN_CPU_CAPABILITY": "avx2"},
+    {"ATEN_CPU_CAPABILITY": "avx512", "LANE_THREADS": "1"},
 )
-def test_universal_mode_holds_across_kernels_and_threads(
-    settings: dict[str, str], short_run: RunEvidence, tmp_path: Path
-) -> None:
+
+
+def test_universal_mode_holds_across_kernels_and_threads(short_run: RunEvidence, tmp_path: Path) -> None:
     """The float32 checkpoint is the same but for positions within the guard, whatever kernels computed it.
 
     A short run; docs/universality.md has whole ones.
@@ -108,11 +115,13 @@ def test_universal_mode_holds_across_kernels_and_threads(
     reference = short_run.checkpoint_float64
     assert reference is not None, "the session's run is not in universal mode"
     skip = {name: guarded_positions(values, GUARD) for name, values in reference.tensors.items()}
-    other = run(tmp_path, {**SHORT, **settings})
-    assert other.checkpoint_float64 is not None
-    drift = max(
-        float(np.abs(values - reference.tensors[n]).max()) for n, values in other.checkpoint_float64.tensors.items()
-    )
-    assert drift <= GUARD / 10, f"the parameters drifted by {drift:.2g}"
-    assert tensor_digest(other.checkpoint.tensors, skip) == tensor_digest(short_run.checkpoint.tensors, skip)
-    assert other.tokens_digest() == short_run.tokens_digest()
+    others = run_all({tmp_path / str(n): {**SHORT, **settings} for n, settings in enumerate(KERNELS)})
+    for settings, other in zip(KERNELS, others, strict=True):
+        assert other.checkpoint_float64 is not None
+        values = other.checkpoint_float64.tensors
+        drift = max(float(np.abs(values[name] - tensor).max()) for name, tensor in reference.tensors.items())
+        assert drift <= GUARD / 10, f"{settings}: the parameters drifted by {drift:.2g}"
+        assert tensor_digest(other.checkpoint.tensors, skip) == tensor_digest(short_run.checkpoint.tensors, skip), (
+            settings
+        )
+        assert other.tokens_digest() == short_run.tokens_digest(), settings

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.lane.settings import VARIABLES
+from harness.lane.settings import DEFAULT_THREADS, VARIABLES
 from harness.numerics.modes import environment_pins
 
 SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
@@ -29,7 +29,7 @@ LANE = "import sys; from harness.lane.__main__ import main; sys.exit(main())"
 def environment(run_dir: Path, settings: Mapping[str, str | bytes] | None = None) -> dict[str, Any]:
     """The environment of a lane in ``run_dir`` with these settings and no others."""
     ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    pins = environment_pins(str((settings or {}).get("LANE_NUMERICS", "universal")), 1)
+    pins = environment_pins(str((settings or {}).get("LANE_NUMERICS", "universal")), DEFAULT_THREADS)
     return {**ours, **pins, "PYTHONPATH": str(ROOT), "LANE_RUN_DIR": str(run_dir), **(settings or {})}
 
 

@@ -94,6 +94,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., pytest.RunResult]]:
     """Runs a pytest session in a project with the four gates; keywords are environment variables."""
     outer = syrupy._syrupy
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # syrupy in a worker leaves what it found to the others
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_gates=GATES)
 

@@ -70,9 +70,12 @@ def test_pytest_that_ended_before_the_lane_ran_still_ends_in_a_report(
     assert f"first_failed_step: pytest\nroot_cause: pytest ended with exit code {code}" in said
 
 
+PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
+
+
 def test_test_runs_every_check_and_pytest_last(calls: Calls) -> None:
     assert commands.test(["-q"]) == 0
-    assert calls == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", "-q"]]
+    assert calls == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], [*PYTEST, "-q"]]
 
 
 @pytest.mark.parametrize("broken", ["check", "format", "mypy"])
@@ -81,7 +84,7 @@ def test_a_check_that_fails_fails_the_whole_and_the_tests_still_run(
 ) -> None:
     answer_with(monkeypatch, calls, lambda words: int(broken in words))
     assert commands.test([]) == 1
-    assert calls[-1] == ["pytest"] and broken in capsys.readouterr().err
+    assert calls[-1] == PYTEST and broken in capsys.readouterr().err
 
 
 def test_pytests_own_exit_code_is_kept(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires
-from pathlib import Path
+from typing import Any
 
 import pytest
 from bare_machine import clean_environ
@@ -72,12 +74,25 @@ def pip(*words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-def test_the_declared_set_resolves(python: str, tmp_path: Path) -> None:
-    words = ["install", "--dry-run", "--only-binary=:all:", "--python-version", python, "--target", str(tmp_path / "x")]
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Any]]:
+    """Gives what pip says for a Python, of the whole set or of what is apart; it is asked for all of them at once."""
+    target = str(tmp_path_factory.mktemp("resolution") / "x")
     whole, apart = to_resolve()
-    for more, expected in ((whole, ("numpy", "syrupy", "omegaconf")), (["--no-deps", *apart], ("julius", "num2words"))):
-        done = pip(*words, *more)
+
+    def resolve(python: str, is_whole: bool) -> subprocess.CompletedProcess[str]:
+        words = ["install", "--dry-run", "--only-binary=:all:", "--python-version", python, "--target", target]
+        return pip(*words, *(whole if is_whole else ["--no-deps", *apart]))
+
+    with ThreadPoolExecutor() as pool:
+        answers = {(p, w): pool.submit(resolve, p, w) for p in PYTHONS for w in (True, False)}
+        yield lambda python, is_whole: answers[python, is_whole].result()
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_declared_set_resolves(python: str, resolved: Callable[[str, bool], Any]) -> None:
+    for is_whole, expected in ((True, ("numpy", "syrupy", "omegaconf")), (False, ("julius", "num2words"))):
+        done = resolved(python, is_whole)
         assert done.returncode == 0, done.stderr
         would = done.stdout.splitlines()[-1]
         assert would.startswith("Would install") and all(f" {name}-" in would for name in expected)

@@ -18,7 +18,7 @@ from harness.baselines.compare import Verdict, judge
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of, run_second_leg
 from harness.evidence import RunEvidence, load_run
-from harness.launch import run_lane
+from harness.launch import LaneProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
@@ -41,16 +41,21 @@ class Lane:
     store: Store
     runs: int = 0
 
-    def run(self, settings: Mapping[str, str], code: Path | None = None) -> RunEvidence:
+    def start(self, settings: Mapping[str, str], code: Path | None = None) -> LaneProcess:
         self.runs += 1
-        folder = self.folder / f"run{self.runs}"
-        ended = run_lane(folder, settings, code=code or self.clone)
-        evidence = load_run(folder, run_id=ended.run_id)
+        return LaneProcess(self.folder / f"run{self.runs}", settings, code=code or self.clone)
+
+    def ended(self, process: LaneProcess) -> RunEvidence:
+        evidence = load_run(process.run_dir, run_id=process.wait().run_id)
         assert evidence.failure() is None, evidence.failure()
         return evidence
 
+    def run(self, settings: Mapping[str, str], code: Path | None = None) -> RunEvidence:
+        return self.ended(self.start(settings, code))
+
     def record(self, settings: Mapping[str, str]) -> list[str]:
-        first, second = self.run(settings), self.run(settings)
+        both = [self.start(settings), self.start(settings)]
+        first, second = (self.ended(process) for process in both)
         return record(
             first, second, self.store, reason="a short run, for a test", code=code_of(self.clone), environment={}
         )
