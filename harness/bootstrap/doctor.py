@@ -269,7 +269,7 @@ def _git(root: Path, settings: SetupSettings) -> Finding:
         return Finding("git head", "no git commit here; reports will not name one")
     text = head
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        words = ["git", "status", "--porcelain", "--untracked-files=no"]
+        words = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
         done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=20)
         text += ", with uncommitted changes" if done.stdout.strip() else ", clean"
     try:

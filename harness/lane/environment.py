@@ -21,13 +21,21 @@ PACKAGES = ("torch", "numpy", "audiocraft", "soundfile", "julius", "flashy", "ei
 
 @functools.cache
 def head_commit() -> str:
-    """The git commit of the checkout, with ``-dirty`` where tracked files differ from it; ``unknown`` outside git."""
+    """The git commit of the checkout, with ``-dirty`` where tracked files differ from it; ``unknown`` outside git.
+
+    Without git's optional locks: a run that is killed here would leave ``index.lock`` in the user's repository. (The
+    one of ``git describe --dirty`` is not optional.)
+    """
+    command = ["git", "-C", str(REPOSITORY), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, MemoryError, subprocess.SubprocessError):
         return "unknown"
-    return result.stdout.strip()
+    lines = done.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    dirty = any(not line.startswith("# ") for line in lines)
+    return "unknown" if commit == "(initial)" else commit + "-dirty" * dirty
 
 
 def package_versions() -> dict[str, str]:

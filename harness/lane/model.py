@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import init
+from torch.utils.serialization import config
 
 from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError, shortage
@@ -104,6 +105,18 @@ def no_initial_values() -> Iterator[None]:
             setattr(init, name, function)
 
 
+@contextlib.contextmanager
+def mapped_files() -> Iterator[None]:
+    """While the block runs, ``torch.load`` maps files instead of reading them into memory, which for a model of 0.84 GB
+    in float16 the process kept to its end (measured, glibc)."""
+    kept = config.load.mmap
+    try:
+        config.load.mmap = True
+        yield
+    finally:
+        config.load.mmap = kept
+
+
 def load_model(
     settings: Settings, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Any, str]:
@@ -152,7 +165,7 @@ def load_model(
         ) from error
     logging.getLogger("audiocraft").setLevel(logging.WARNING)
     try:
-        with no_initial_values():
+        with no_initial_values(), mapped_files():
             model = MusicGen.get_pretrained(settings.model, device=settings.device)
     except Exception as error:  # whatever a configuration that makes no sense leads audiocraft into
         if shortage(error):

@@ -328,3 +328,15 @@ def test_launcher_takes_any_limit_and_lets_the_lane_judge(value: str, tmp_path: 
     assert process._limit_s == (1000.0 if value == "1e3" else 600.0)
     assert process.wait().exit_code == 3  # LANE_THREADS, or LANE_TIMEOUT_S before it, is not understood
     assert "not understood" in lane_child.strict_json(tmp_path / "train_status.json")["root_cause"]
+
+
+def test_git_is_asked_without_a_lock(tmp_path: Path) -> None:
+    """A run that is killed while git works for it must not leave ``index.lock`` in the user's repository."""
+    log = tmp_path / "git.log"
+    tool = tmp_path / "git"
+    tool.write_text(f'#!/bin/sh\necho "$GIT_OPTIONAL_LOCKS $*" >> "{log}"\nexit 1\n')
+    tool.chmod(0o755)
+    ended = lane_child.run(tmp_path / "run", {"RUN_TRAIN": "0", "PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert ended.exit_code == 0 and ended.report["head_commit"] == "unknown"
+    asked = log.read_text().splitlines()
+    assert asked and all(re.match(r"0 .*\b(status|rev-parse)\b", line) for line in asked), asked

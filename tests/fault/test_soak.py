@@ -10,6 +10,9 @@ from pathlib import Path
 import lane_child
 import pytest
 
+from harness.lane.settings import DEFAULT_THREADS
+from harness.numerics.modes import environment_pins
+
 pytestmark = [pytest.mark.fault, pytest.mark.soak, pytest.mark.timeout(0)]
 
 RUNS = int(os.environ.get("SOAK_RUNS", "100"))
@@ -43,11 +46,10 @@ def test_nothing_grows_in_one_process(
     """The lane's functions, over and over in this process: open files and memory stay where they are."""
     from harness.lane.__main__ import main
 
-    for name, value in {**lane_child.SHORT, "LANE_RUN_DIR": str(tmp_path)}.items():
+    # With all of its pins in place: else the lane would start this process, and the session in it, over.
+    pins = environment_pins("universal", DEFAULT_THREADS)
+    for name, value in {**lane_child.SHORT, **pins, "LANE_RUN_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    for name, value in lane_child.environment(tmp_path).items():
-        if name.endswith("NUM_THREADS"):
-            monkeypatch.setenv(name, value)
     files: list[int] = []
     memory: list[int] = []
     for _ in range(max(10, RUNS // 4)):
