@@ -154,12 +154,18 @@ class LaneProcess:
 
     def _status_is_ours(self) -> bool:
         """Whether the lane itself wrote how it ended."""
+        status = self._status()
+        cause = status.get("root_cause")
+        return status.get("run_id") == self.run_id and isinstance(cause, str) and not cause.startswith("run_not_ended")
+
+    def _status(self) -> dict[str, object]:
+        """What lies where the lane's status belongs; nothing where that cannot be read."""
         try:
             with self._status_path.open("rb") as file:
                 status = json.loads(file.read(1 << 20))
-            return status["run_id"] == self.run_id and not status["root_cause"].startswith("run_not_ended")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return False
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
     def _speak_for_the_dead(self, ended: LaneExit) -> None:
         """A process that was killed cannot write status and report; its parent does, so that they are never missing.
@@ -167,6 +173,8 @@ class LaneProcess:
         if ended.exit_code >= 0:
             code, how = "lane_died", f"ended with exit code {ended.exit_code}"
             hint = f"its last line: {self._last_line or 'none'}"
+            if ended.exit_code == 0 and (other := self._status().get("run_id")):
+                code, hint = "status_of_another_run", f"its status is that of run {other}, and not of {self.run_id}"
         else:
             names = {number.value: number.name for number in signal.Signals}
             code, how = "lane_killed", f"was ended by {names.get(-ended.exit_code, f'signal {-ended.exit_code}')}"

@@ -420,9 +420,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     try:
         return (yield)
     except NotApplicable as error:
-        pytest.skip(f"{NOT_APPLICABLE}{error}")
+        skipped, said = True, f"{NOT_APPLICABLE}{error}"
     except EvidenceError as error:
-        pytest.fail(str(error), pytrace=False)
+        skipped, said = False, str(error)
+    # Not within the except above: pytest would show both exceptions, which say the same.
+    if skipped:
+        pytest.skip(said)
+    pytest.fail(said, pytrace=False)
 
 
 @pytest.hookimpl(optionalhook=True)

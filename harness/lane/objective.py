@@ -30,16 +30,18 @@ def sanitize(logits: Tensor, mask: Tensor) -> Sanitized:
     for bit with its plain gradient; a replaced one has gradient zero. The input is not changed. ``replaced`` is an
     int64 scalar.
     """
-    valid = mask[..., None].expand_as(logits)
-    finite = torch.isfinite(logits)
-    bound = CPU_CLAMP if logits.device.type == "cpu" else INFINITY_BOUND
-    # Selected first, so that neither the clamp nor its gradient ever meets a value that is not finite.
-    clean = torch.where(valid & finite, logits, torch.zeros_like(logits))
-    if logits.device.type == "cpu":
-        clean = clean.clamp(-CPU_CLAMP, CPU_CLAMP)
-    infinite = valid & torch.isinf(logits)
-    clean = torch.where(infinite, torch.sign(logits.detach()) * bound, clean)
-    return Sanitized(clean, (valid & ~finite).sum())
+    valid = mask[..., None]
+    on_cpu = logits.device.type == "cpu"
+    bound = CPU_CLAMP if on_cpu else INFINITY_BOUND
+    with torch.no_grad():
+        bounded = torch.nan_to_num(logits, nan=0.0, posinf=bound, neginf=-bound)
+        if on_cpu:
+            bounded.clamp_(-bound, bound)
+        bounded.masked_fill_(~valid, 0.0)
+        kept = valid & (bounded == logits)
+        replaced = (valid & ~torch.isfinite(logits)).sum()
+    # One tensor with a gradient, and a mask to know where: nothing else is kept for the backward pass.
+    return Sanitized(torch.where(kept, logits, bounded), replaced)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def _order() -> Iterator[Fault]:
             lane("trainer.py", "compute_predictions(codes, [], conditions)",
                  "compute_predictions(codes, [], condition_tensors(model, settings.description, len(codes)))"),
         ),
-        CHUNKS, "has a batch of", data="mixed",
+        CHUNKS, "a whole batch", data="mixed",
     )  # fmt: skip
     yield Fault(
         "always the first batch", "every step trains on the first batch, and the trace says otherwise", "order",
@@ -266,7 +266,7 @@ def _objective() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "sanitizer hides everything", "replaced logits are not counted", "objective",
-        (lane("objective.py", "(valid & ~finite).sum()", "(valid & ~finite).sum() * 0"),),
+        (lane("objective.py", "replaced = (valid &", "replaced = 0 * (valid &"),),
         "sanitizer_counts_what_it_hides", "counted 0",
     )  # fmt: skip
     yield Fault(
@@ -507,13 +507,13 @@ def _checkpoint() -> Iterator[Fault]:
     yield Fault(
         "empty checkpoint", "the checkpoint's file is there, with no tensor in it", "checkpoint",
         (lane("checkpoint.py", SERIALISED, '_serialise({"adapter": {}, "meta": meta})'),),
-        "checkpoint_is_not_empty_and_finite", "holds no tensor",
+        "checkpoint_is_not_empty_and_finite", "found no tensor",
     )  # fmt: skip
     yield Fault(
         "checkpoint in half precision", "values go through bfloat16 when they are written", "checkpoint",
         (lane("checkpoint.py", ROUNDED,
               "tensors = {n: t.bfloat16().float() for n, t in adapter_tensors(adapters, torch.float32).items()}"),),
-        ENDED_WITH, "rounded to float32", says32="as the trace says",
+        ENDED_WITH, "as the trace says",
     )  # fmt: skip
     yield Fault(
         "time in the digest", "the tensor digest covers the time of writing", "checkpoint",
@@ -586,7 +586,7 @@ def _report() -> Iterator[Fault]:
                  "output = model.lm.compute_predictions(codes, [], conditions)\n"
                  "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),
         ),
-        "status_file_is_valid_and_completed", "11 of 24 steps",
+        "status_file_is_valid_and_completed", "found no step after",
     )  # fmt: skip
     yield Fault(
         "environment of an earlier run", "the environment's file is kept where there is one", "report",
@@ -601,7 +601,7 @@ def _report() -> Iterator[Fault]:
     yield Fault(
         "run id of an earlier run", "the run id is a constant, the same for every run", "report",
         (lane("settings.py", 'read.text("LANE_RUN_ID", uuid.uuid4().hex)', '"0123456789abcdef" * 2'),),
-        "all_files_are_of_this_run", "stale", trains=True,
+        "all_files_are_of_this_run", "its status is that of run 0123456789abcdef", trains=True,
     )  # fmt: skip
     yield Fault(
         "promotable", "the report offers the experimental lane's result for promotion", "report",

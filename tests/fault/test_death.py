@@ -340,3 +340,19 @@ def test_git_is_asked_without_a_lock(tmp_path: Path) -> None:
     assert ended.exit_code == 0 and ended.report["head_commit"] == "unknown"
     asked = log.read_text().splitlines()
     assert asked and all(re.match(r"0 .*\b(status|rev-parse)\b", line) for line in asked), asked
+
+
+def test_status_of_another_run_is_told(tmp_path: Path) -> None:
+    """A lane that ends well and leaves a status with another run's id has not said how this run ended."""
+    program = """
+import json, os, sys, pathlib
+status = {"run_id": "an-older-one", "status": "completed", "root_cause": "none"}
+pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(json.dumps(status))
+"""
+    tmp_path.joinpath("run").mkdir()
+    process = launch.LaneProcess(tmp_path / "run", interpreter=(sys.executable, "-c", program))
+    ended = process.wait()
+    status = lane_child.strict_json(tmp_path / "run" / "train_status.json")
+    assert ended.exit_code == 0 and status["status"] == "failed" and status["run_id"] == ended.run_id
+    cause = f"its status is that of run an-older-one, and not of {ended.run_id}"
+    assert status["root_cause"].startswith("status_of_another_run: ") and cause in status["root_cause"]
