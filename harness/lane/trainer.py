@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.lane.adapter import attach
 from harness.lane.draws import Draws
 from harness.lane.errors import LaneError
+from harness.lane.memory import find_trim, give_back_on_the_way
 from harness.lane.model import condition_tensors
 from harness.lane.objective import Loss, masked_cross_entropy
 from harness.lane.optimizer import AdamW
@@ -152,7 +153,7 @@ def train(
         sanitized, first_loss, loss_value = saved.sanitized, saved.loss_first, saved.loss
         for _ in range(done):
             chunks = next(order)
-    hook = attach(model.lm, adapters, watch)
+    hooks = [attach(model.lm, adapters, watch), *give_back_on_the_way(model.lm.transformer, find_trim())]
     for step in range(done + 1, settings.steps + 1):
         codes = tokens.codes[chunks].to(device)
 
@@ -200,7 +201,8 @@ def train(
 
     with torch.no_grad():
         trained = loss_of(first_codes, " of the trained adapters")
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     trace.write(
         "end",
         steps=settings.steps,

@@ -302,7 +302,7 @@ def _objective() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-ATTACH = "hook = attach(model.lm, adapters, watch)"
+ATTACH = "hooks = [attach(model.lm, adapters, watch), *give_back_on_the_way(model.lm.transformer, find_trim())]"
 NORMED = "normed = F.layer_norm(x, x.shape[-1:])"
 FREEZE = "module.requires_grad_(False)"
 NOT_CAUSAL = "moves logits before it"
@@ -331,7 +331,7 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "not attached", "the adapters are taken off again, and the base model is not frozen", "adapter",
-        (lane("trainer.py", ATTACH, f"{ATTACH}\n    hook.remove()"), lane("model.py", FREEZE, "")),
+        (lane("trainer.py", ATTACH, f"{ATTACH}\n    hooks[0].remove()"), lane("model.py", FREEZE, "")),
         COMPLETED, "has no gradient",
     )  # fmt: skip
     yield Fault(

@@ -1,0 +1,36 @@
+"""Memory that the allocator keeps in holes, given back in the middle of a long forward pass."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+SHARES = (0, 10, 17, 22)  # of 24 layers: the holes before the last matter most, for there is the peak
+LONG = 2 << 20  # bytes of one layer's input, from which on the holes are worth a look
+
+
+def find_trim() -> Callable[[int], Any] | None:
+    """glibc's ``malloc_trim``; None with another C library."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def give_back_on_the_way(transformer: Any, trim: Callable[[int], Any] | None) -> list[Any]:
+    """Have ``trim`` called before some of ``transformer.layers``; returns the hooks' handles.
+
+    Only where a layer's input ``[batch, time, dim]`` is LONG. torch asks for aligned blocks, and glibc (seen with 2.36)
+    does not give a freed one to the next request of its size, so that a forward pass leaves holes between what it keeps
+    for the backward pass: of 3.9 GB at musicgen-small's size and 750 tokens, 0.45 GB are given back so. Each call takes
+    0.5 to 1 % of such a step, and more of a short one (measured).
+    """
+
+    def before(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0]
+        if trim is not None and x.device.type == "cpu" and x.numel() * x.element_size() >= LONG:
+            trim(0)
+
+    layers = transformer.layers
+    places = sorted({len(layers) * share // 24 for share in SHARES})
+    return [layers[at].register_forward_pre_hook(before) for at in places]

@@ -1,0 +1,44 @@
+"""Memory is given back in long forward passes, and in those alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from lazy import Lazy
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.lane import memory
+else:
+    torch, memory = Lazy("torch"), Lazy("harness.lane.memory")
+
+
+@pytest.mark.parametrize(("tokens", "calls"), [(512, 4), (511, 0)])
+def test_some_calls_in_a_long_pass_and_none_in_a_short_one(tokens: int, calls: int) -> None:
+    asked: list[int] = []
+    transformer = torch.nn.Module()
+    transformer.layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(24))
+    hooks = memory.give_back_on_the_way(transformer, asked.append)
+    for _ in range(2):
+        x = torch.zeros(1, tokens, 1024)
+        for layer in transformer.layers:
+            x = layer(x)
+        for hook in hooks:
+            hook.remove()
+    assert asked == [0] * calls
+
+
+def test_another_c_library_is_no_trouble() -> None:
+    transformer = torch.nn.Module()
+    transformer.layers = torch.nn.ModuleList([torch.nn.Identity()])
+    memory.give_back_on_the_way(transformer, None)
+    transformer.layers[0](torch.zeros(1, 512, 1024))
+
+
+def test_glibc_has_it() -> None:
+    trim = memory.find_trim()
+    if trim is None:
+        pytest.skip("another C library than glibc")
+    assert trim(0) in (0, 1)
