@@ -1,7 +1,9 @@
-"""The runs of an external lane that one test session needs: its own, a second one, and two with other audio."""
+"""The runs of an external lane that one test session needs: its own, a second one, two with other audio, and one of the
+code of a baseline."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.baselines.baseline import Baseline
+from harness.baselines.compare import SecondLegUnavailable
+from harness.baselines.second_leg import run_second_leg
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
 from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, put_back, renamed_audio
 from harness.numerics.digest import file_sha256
@@ -18,6 +23,7 @@ _SAYS = {
     "again": "running again, to rule out chance",
     "other-audio": "running with other audio",
     "same-audio": "running with the same audio under other names",
+    "second-leg": "running again, from the baseline's code",
 }
 
 
@@ -32,33 +38,39 @@ class ExternalRuns:
 
     def again(self) -> ExternalEvidence:
         """A second run. Raises EvidenceError, as all of these do."""
-        return self._run("again", lambda: None)
+        return self._run("again", self._start)
 
     def other_audio(self) -> ExternalEvidence:
         """A run with other audio. Raises NotApplicable where there is none to change."""
-        return self._run("other-audio", lambda: self._varied(changed_audio, differs=True))
+        return self._run("other-audio", lambda to: self._start(to, self._varied(changed_audio, differs=True)))
 
     def same_audio(self) -> ExternalEvidence:
         """A run with the same audio under other names and times. Raises NotApplicable likewise."""
-        return self._run("same-audio", lambda: self._varied(renamed_audio, differs=False))
+        return self._run("same-audio", lambda to: self._start(to, self._varied(renamed_audio, differs=False)))
 
-    def from_code(self, root: Path, run_dir: Path) -> ExternalEvidence:
-        """A run of another checkout of the user's project."""
-        return self._start(run_dir, root=root)
+    def second_leg(self, baseline: Baseline) -> ExternalEvidence:
+        """A run of the baseline's code, with this machine and this data. Raises SecondLegUnavailable too."""
+        lane = self.lane
+        if not lane.code:
+            raise SecondLegUnavailable(f'the table of lane {lane.name} names no code, as in code = ["train.py"]')
 
-    def _run(self, kind: str, audio: Callable[[], Path | None]) -> ExternalEvidence:
+        def start(run_dir: Path) -> None:
+            run_second_leg(baseline, lane.root, lambda root: self._start_from(root, run_dir), lane.code_paths, "")
+
+        return self._run("second-leg", start)
+
+    def _run(self, kind: str, start: Callable[[Path], object]) -> ExternalEvidence:
         run_dir, done = self.folder / kind, self.folder / f"{kind}.done"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(str(self.folder / "lock")):
             if not done.exists():
-                chosen = audio()
-                with self._terminal() as say:
-                    say(f"lane: {_SAYS[kind]}")
-                self._start(run_dir, audio=chosen)
+                start(run_dir)
                 done.touch()
         return _external(run_dir)
 
     def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> ExternalEvidence:
+        with self._terminal() as say:
+            say(f"lane: {_SAYS[run_dir.name]}")
         process = ExternalProcess(
             self.lane,
             run_dir,
@@ -72,6 +84,16 @@ class ExternalRuns:
             process.stop()
             put_back(self.lane, self.first)
         return _external(run_dir)
+
+    def _start_from(self, root: Path, run_dir: Path) -> ExternalEvidence:
+        """A run of another checkout. What training starts from is in the baseline's key, so it is the one that lies
+        here; of a checkout it is no part where git does not have it."""
+        if self.lane.initial_checkpoint is not None:
+            here, there = (folder / self.lane.cwd / self.lane.initial_checkpoint for folder in (self.lane.root, root))
+            if here.is_file() and not there.exists():
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(here, there)
+        return self._start(run_dir, root=root)
 
     def _varied(self, vary: Callable[[Path, Path], Path], *, differs: bool) -> Path:
         name = self.lane.name

@@ -37,7 +37,7 @@ from harness.evidence.errors import EvidenceError, mismatch, show
 from harness.evidence.external import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
 from harness.evidence.strict import parse_json, read_bytes
-from harness.lane.files import atomic_write, write_json
+from harness.lane.files import write_json
 from harness.numerics.digest import dataset_digest, file_sha256
 
 PAGE = "docs/gate-your-own-lane.md"
@@ -79,6 +79,11 @@ class ExternalLane:
     def folder(self) -> Path:
         """Where the command runs."""
         return self.root / self.cwd
+
+    @property
+    def code_paths(self) -> tuple[str, ...]:
+        """The files and folders of `code`, relative to `root`."""
+        return tuple(Path(os.path.normpath(Path(self.cwd) / path)).as_posix() for path in self.code)
 
     def settings(self) -> dict[str, str]:
         """What the table says of the computation, by name: it is part of a baseline's key."""
@@ -171,6 +176,9 @@ def parse_lane(name: str, table: Any, root: Path) -> ExternalLane:
     )
     if not lane.folder.is_dir():
         raise read.error("cwd", f"{lane.folder}, which is no folder", "the folder to run the command in")
+    for path in lane.code:
+        if not (lane.folder / path).exists():
+            raise read.error("code", f"{path!r}, which is not there", f"files or folders, relative to {lane.folder}")
     return lane
 
 
@@ -248,9 +256,10 @@ class ExternalProcess:
     """One run of an external lane.
 
     `run_dir`: where its evidence goes; a folder that is new, empty, or holds an earlier run of an external lane, which
-    is then removed. `audio`: use this in place of the table's. `root`: run it from another checkout. `numeric_class`:
-    gives the numeric class of this machine, asked for while the lane runs. `on_line`: called in a thread with each line
-    of its output. Raises EvidenceError for a command that does not start and a run directory that is somebody else's.
+    is then removed. `audio`: use this in place of the table's. `root`: run it from another checkout, with what is on
+    PYTHONPATH in the project taken from there too. `numeric_class`: gives the numeric class of this machine, asked for
+    while the lane runs. `on_line`: called in a thread with each line of its output. Raises EvidenceError for a command
+    that does not start and a run directory that is somebody else's.
     """
 
     def __init__(
@@ -275,6 +284,10 @@ class ExternalProcess:
         environment |= {name: _fill(value, words) for name, value in lane.env.items()}
         if lane.audio_env and self.audio:
             environment[lane.audio_env] = str(self.audio.absolute())
+        if root is not None and "PYTHONPATH" in environment:
+            environment["PYTHONPATH"] = _moved(environment["PYTHONPATH"], lane.root, root)
+        if not self._cwd.is_dir():
+            raise mismatch(f"[tool.harness.lanes.{lane.name}] cwd", f"no folder {self._cwd}", "the folder to run in")
         self._initial = self._keep_initial()
         self._before = {what: _stamp(path) for what, path in self._paths().items()}
         self._started, self._started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -306,7 +319,7 @@ class ExternalProcess:
         self._work = self.run_dir / "work"
         self._work.mkdir(parents=True, exist_ok=True)
         # First of all, so that a run that is killed leaves a folder that the next one may use.
-        atomic_write(self.run_dir / RUN_FILE, b"{}\n")
+        write_json(self.run_dir / RUN_FILE, {"schema": SCHEMA, "lane": "experimental", "promotable": False})
 
     def _paths(self) -> dict[str, Path]:
         """Where the lane leaves its files; nothing for a report in its output."""
@@ -557,6 +570,13 @@ def _fill(text: str, words: Mapping[str, str]) -> str:
     for word, value in words.items():
         text = text.replace(word, value)
     return text
+
+
+def _moved(search: str, root: Path, checkout: Path) -> str:
+    """The folders of a search path, those in the project taken from another checkout of it."""
+    folders = [Path(folder) for folder in search.split(os.pathsep) if folder]
+    moved = [checkout / folder.relative_to(root) if folder.is_relative_to(root) else folder for folder in folders]
+    return os.pathsep.join(map(str, moved))
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from harness.baselines.baseline import Baseline, Code, Store
 from harness.baselines.record import refusal
-from harness.baselines.second_leg import CODE_PATHS, code_of, run_second_leg
+from harness.baselines.second_leg import code_of, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
 from harness.evidence.external import RUN_FILE
@@ -118,9 +118,8 @@ def lane_code(config: pytest.Config) -> Code:
     lane = config.stash.get(LANE, None)
     if lane is None:
         return code_of(config.rootpath)
-    paths = [Path(os.path.normpath(Path(lane.cwd) / path)).as_posix() for path in lane.code]
-    code = code_of(config.rootpath, paths)
-    return code if paths else dataclasses.replace(code, digest="")
+    code = code_of(config.rootpath, lane.code_paths, "")
+    return code if lane.code else dataclasses.replace(code, digest="")
 
 
 def run_directory(config: pytest.Config) -> Path:
@@ -266,12 +265,10 @@ def baseline_gates(
     config = request.config
     trained_here = not config.getoption("--lane-evidence")
 
-    lane = config.stash.get(LANE, None)
-
     def run_again(code: Path | None = None) -> RunEvidence:
-        folder = tmp_path_factory.mktemp("second-run")
         if external_runs is not None:
-            return external_runs.again() if code is None else external_runs.from_code(code, folder)
+            return external_runs.again()
+        folder = tmp_path_factory.mktemp("second-run")
         with _terminal(config) as say:
             say("lane: running again, from the baseline's code" if code else "lane: running again, to rule out chance")
             # In a folder of its own, wherever the user put the session's files.
@@ -280,8 +277,9 @@ def baseline_gates(
         return load_run(folder, run_id=ended.run_id)
 
     def second_leg(baseline: Baseline) -> RunEvidence:
-        paths = CODE_PATHS if lane is None else lane.code
-        return run_second_leg(baseline, config.rootpath, run_again, paths)
+        if external_runs is not None:
+            return external_runs.second_leg(baseline)
+        return run_second_leg(baseline, config.rootpath, run_again)
 
     code = lane_code(config)
     gates = Gates(
@@ -289,7 +287,7 @@ def baseline_gates(
         Store(config.rootpath / config.getoption("--baselines")),
         code=code,
         rerun=run_again if trained_here else None,
-        second_leg=second_leg if trained_here and (lane is None or lane.code) else None,
+        second_leg=second_leg if trained_here else None,
         update=bool(config.getoption("--snapshot-update", default=False)),
         reason=config.getoption("--baseline-reason"),
     )
@@ -297,6 +295,8 @@ def baseline_gates(
     if gates.known_verdict is not None:
         publish_verdict(config, gates.known_verdict.to_json())
     config.stash[SUMMARY] = gates.summary()
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["lane_summary"] = gates.summary()
 
 
 @pytest.fixture
@@ -435,6 +435,9 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     output = getattr(node, "workeroutput", {})
     if "lane_run_dir" in output:
         node.config.stash[RUN_DIR] = Path(output["lane_run_dir"])
+    if "lane_summary" in output:  # each worker that had one of these gates has found the verdict by itself
+        told = node.config.stash.get(SUMMARY, [])
+        node.config.stash[SUMMARY] = [*told, *(line for line in output["lane_summary"] if line not in told)]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

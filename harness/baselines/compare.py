@@ -34,8 +34,8 @@ from harness.baselines.differences import (
     table,
     walk,
 )
-from harness.baselines.result import PARTS, UNIVERSAL, Result, result_of_run, shown
-from harness.evidence import EvidenceError, RunEvidence
+from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run, shown
+from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
 
 Kind = Literal[
     "match", "tolerance-match", "regression", "nondeterministic", "environment-moved", "incomparable", "missing"
@@ -219,6 +219,8 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
 
 def _completed(evidence: RunEvidence) -> Result:
     """The result of a run that completed. Raises EvidenceError for another."""
+    if isinstance(evidence, ExternalEvidence) and (failure := evidence.failure()):
+        raise EvidenceError(failure)
     status = evidence.status
     if status["status"] != "completed":
         raise EvidenceError(
@@ -309,7 +311,8 @@ def _code_or_environment(
     recorded = baseline.provenance.code
     code_known = code is not None and bool(code.digest) and bool(recorded.digest)
     same_code = code is not None and code_known and code.digest == recorded.digest
-    if not verdict.moved and not same_code:
+    external = baseline.result.key.mode == EXTERNAL  # of whose environment little is known: it takes the second leg
+    if not verdict.moved and not same_code and not external:
         told = "and the lane's code is not: the code moved it" if code_known else "so the code moved it"
         return _noted(verdict, f"the environment is as recorded, {told}")
     leg: Result | None = None
@@ -321,21 +324,30 @@ def _code_or_environment(
         except Exception as error:  # a leg that fails must not hide the failure that it was to explain
             reason = _one_line(error)
     if leg is None and same_code:
-        return _environment_moved(verdict, "the lane's code is, file by file, that of the recording")
+        return _environment_moved(verdict, "the lane's code is, file by file, that of the recording", external)
     if leg is None:
+        told = "the environment differs, and so may the code"
+        if not verdict.moved:
+            told = f"the lane's code {'differs' if code_known else 'may differ'}, and so may its environment"
         note = (
-            "the environment differs, and so may the code; which of them moved it is not known, because the lane as of "
-            f"{recorded.commit[:12]} was not run here: {reason}"
+            f"{told}; which of them moved it is not known, because the lane as of {recorded.commit[:12]} was not run "
+            f"here: {reason}"
         )
         return _noted(verdict, note)
     if leg.key != baseline.result.key:
         return _noted(verdict, f"the lane as of {recorded.commit[:12]}, run here, computes something else: no help")
-    if _agree(leg, baseline.result, exact_rule(baseline) if leg.key == baseline.result.key else BITS):
-        note = f"the lane as of {recorded.commit[:12]}, run here, still gives the recorded result: the code moved it"
+    if _agree(leg, baseline.result, exact_rule(baseline)):
+        told = "the code moved it"
+        if same_code:
+            told = "a file in git moved it, though none of the lane's code"
+        note = f"the lane as of {recorded.commit[:12]}, run here, still gives the recorded result: {told}"
         return _noted(verdict, note)
     between = tolerance_rule(baseline.tolerance) if leg.key.mode == UNIVERSAL else BITS
     if _agree(leg, result, between):
-        return _environment_moved(verdict, f"the lane as of {recorded.commit[:12]}, run here, fails in the same way")
+        why = f"the lane as of {recorded.commit[:12]}, run here, fails in the same way"
+        if external and not same_code:
+            why += " (if it takes its code from the folder that it runs in, and not from an installed package)"
+        return _environment_moved(verdict, why, external)
     note = (
         f"the lane as of {recorded.commit[:12]}, run here, fails too, and in another way: "
         "environment and code both moved"
@@ -343,8 +355,11 @@ def _code_or_environment(
     return _noted(verdict, note)
 
 
-def _environment_moved(verdict: Verdict, why: str) -> Verdict:
-    named = "; ".join(verdict.moved[:3]) or "nothing that the provenance names; a library's build, or the baseline file"
+def _environment_moved(verdict: Verdict, why: str, external: bool) -> Verdict:
+    other = "a library's build, or the baseline file"
+    if external:
+        other = "a variable, a file or data that the lane's table does not name, a library, or the baseline file"
+    named = "; ".join(verdict.moved[:3]) or f"nothing that the provenance names; {other}"
     return dataclasses.replace(
         verdict,
         kind="environment-moved",

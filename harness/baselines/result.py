@@ -125,6 +125,8 @@ def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
     """
     # Of an external lane without a trace there is an outline.
     external = isinstance(evidence, ExternalEvidence)
+    if isinstance(evidence, ExternalEvidence) and evidence.gives("trace") and not partial:
+        evidence.trace  # noqa: B018 - the whole of it, or an EvidenceError
     trace = evidence.partial_trace if partial or external else evidence.trace
     header, start, end = trace.header, trace.start, trace.end
     unreadable: dict[str, str] = {}

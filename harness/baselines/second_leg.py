@@ -23,19 +23,33 @@ CODE_PATHS = ("harness/lane", "harness/numerics")  # what computes a result
 _COMMITS = 200  # how far back a commit is looked for by its code
 
 
-def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS) -> Code:
+def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS, suffix: str = ".py") -> Code:
     """The code in a checkout: commit, whether files under `paths` differ from it, and their digest.
 
-    Outside of git the commit is `unknown`, and the code counts as changed.
+    `repository`: the folder that `paths` are relative to, in git or in a folder of it. `suffix`: how the names of files
+    that count end; "" for every file that git knows or would add. Outside of git the commit is `unknown`, and the code
+    counts as changed. The digest is empty where one of `paths` has no file that counts: nothing is known of it.
     """
-    named = [repository / path for path in paths]
-    files = sorted({file for path in named for file in ([path] if path.suffix == ".py" else path.rglob("*.py"))})
-    blobs = [(file.relative_to(repository).as_posix(), _blob(file.read_bytes())) for file in files]
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         dirty = bool(_git(repository, "status", "--porcelain", "--", *paths).strip())
     except SecondLegUnavailable:
         commit, dirty = "unknown", True
+    named = [repository / path for path in paths]
+    if suffix:
+        files = sorted(
+            {file for path in named for file in ([path] if path.suffix == suffix else path.rglob(f"*{suffix}"))}
+        )
+    else:
+        try:
+            listing = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths)
+            files = sorted({repository / name for name in listing.split("\0") if name})
+        except SecondLegUnavailable:
+            files = sorted({file for path in named for file in (path, *path.rglob("*"))})
+        files = [file for file in files if file.is_symlink() or file.is_file()]
+        if any(not any(file.is_relative_to(path) for file in files) for path in named):
+            return Code(commit, dirty, "")
+    blobs = [(Path(os.path.relpath(file, repository)).as_posix(), _blob(file)) for file in files]
     return Code(commit, dirty, _digest(blobs))
 
 
@@ -44,18 +58,22 @@ def run_second_leg(
     repository: Path,
     run: Callable[[Path], RunEvidence],
     paths: Sequence[str] = CODE_PATHS,
+    suffix: str = ".py",
 ) -> RunEvidence:
-    """Run the lane as of the baseline's code: `run(folder)` gets a temporary checkout of it, and must not keep it.
+    """Run the lane as of the baseline's code: `run(folder)` gets `repository` in a temporary checkout of it, and must
+    not keep it.
 
     The run directory must lie elsewhere. The user's checkout and index are not touched; the temporary checkout is
     removed, whatever happens. Raises SecondLegUnavailable when no commit with that code is known here, and whatever
     `run` raises.
     """
-    with worktree(repository, commit_of(baseline, repository, paths)) as folder:
-        return run(folder)
+    commit = commit_of(baseline, repository, paths, suffix)
+    below = _git(repository, "rev-parse", "--show-prefix").rstrip("\n")  # the project may be a folder in git
+    with worktree(repository, commit) as folder:
+        return run(folder / below)
 
 
-def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_PATHS) -> str:
+def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_PATHS, suffix: str = ".py") -> str:
     """The commit that has the code a baseline was recorded with. Raises SecondLegUnavailable when none is known here.
 
     That is the recorded commit; or, where the recording was made from changed files or the commit is gone (a rebase, a
@@ -64,11 +82,13 @@ def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_
     code = baseline.provenance.code
     commit = code.commit
     exists = _has_commit(repository, commit)
-    if exists and not code.dirty and code.digest in ("", _code_digest_at(repository, commit, paths)):
+    # Where all files in git count, a clean checkout is its commit, whichever of them were named as the code.
+    clean = exists and not code.dirty
+    if clean and (not suffix or code.digest in ("", _code_digest_at(repository, commit, paths, suffix))):
         return commit
     log = _git(repository, "log", "--all", f"--max-count={_COMMITS}", "--format=%H", "--", *paths).split()
     for candidate in log:
-        if code.digest and _code_digest_at(repository, candidate, paths) == code.digest:
+        if code.digest and _code_digest_at(repository, candidate, paths, suffix) == code.digest:
             return candidate
     if _git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
         raise SecondLegUnavailable(
@@ -78,6 +98,8 @@ def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_
         raise SecondLegUnavailable(
             "the baseline was recorded from files that were changed and never committed as they were"
         )
+    if exists:
+        raise SecondLegUnavailable(f"neither commit {commit[:12]} nor another one has the recorded code, file by file")
     raise SecondLegUnavailable(f"commit {commit[:12]} is not in this repository, and no commit has its code")
 
 
@@ -106,18 +128,20 @@ def _has_commit(repository: Path, commit: str) -> bool:
     return True
 
 
-def _code_digest_at(repository: Path, commit: str, paths: Sequence[str]) -> str:
-    listing = _git(repository, "ls-tree", "-r", "-z", "--full-tree", commit, "--", *paths)
+def _code_digest_at(repository: Path, commit: str, paths: Sequence[str], suffix: str) -> str:
+    listing = _git(repository, "ls-tree", "-r", "-z", commit, "--", *paths)
     blobs: list[tuple[str, str]] = []
-    for line in listing.split("\0"):
-        if line.endswith(".py"):
-            about, _, path = line.partition("\t")
-            blobs.append((path, about.split(" ")[2]))
+    for line in filter(None, listing.split("\0")):
+        about, _, path = line.partition("\t")
+        _, what, name = about.split(" ")
+        if what == "blob" and path.endswith(suffix):
+            blobs.append((path, name))
     return _digest(blobs)
 
 
-def _blob(data: bytes) -> str:
-    """Git's name for a file's content."""
+def _blob(file: Path) -> str:
+    """Git's name for a file's content; that of a link is where it leads."""
+    data = str(file.readlink()).encode() if file.is_symlink() else file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -131,7 +155,7 @@ def _git(repository: Path, *arguments: str, check: bool = True) -> str:
     try:
         done = subprocess.run(
             ["git", "-C", str(repository), *arguments],
-            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"},
             capture_output=True,
             text=True,
             errors="replace",

@@ -223,7 +223,7 @@ class ExternalEvidence(RunEvidence):
     @_once
     def trace(self) -> Trace:
         """The lane's trace, where it writes one in the built-in lane's format."""
-        return read_trace(self.copy_of("trace"))
+        return read_trace(self.copy_of("trace"), sketches=False)
 
     @_once
     def partial_trace(self) -> Trace:
@@ -232,7 +232,7 @@ class ExternalEvidence(RunEvidence):
         facts = self.facts
         trace = Trace(self.run_dir / RUN_FILE, {}, {}, {}, [], {})
         if self.gives("trace"):
-            trace = read_trace(self.copy_of("trace"), partial=True)
+            trace = read_trace(self.copy_of("trace"), partial=True, sketches=False)
         else:
             loss = self.status.get("loss")
             if isinstance(loss, int | float) and not isinstance(loss, bool):

@@ -76,8 +76,9 @@ class Trace:
         return bool(self.end)
 
 
-def read_trace(path: Path, *, partial: bool = False) -> Trace:
-    """The trace in a file. `partial` accepts the trace of a run that ended early, its last line cut short or not.
+def read_trace(path: Path, *, partial: bool = False, sketches: bool = True) -> Trace:
+    """The trace in a file. `partial` accepts the trace of a run that ended early, its last line cut short or not;
+    `sketches=False` one whose end has no sketches, which only this project computes.
 
     Raises EvidenceError: besides what is no trace, for a trace that is inconsistent in itself. Lines out of order, a
     step left out, other steps than the header announces, a tensor that is in one step and not in another, a list
@@ -85,15 +86,15 @@ def read_trace(path: Path, *, partial: bool = False) -> Trace:
     """
     with open_regular(path, TRACE_LIMIT, "the lane's trace") as file:
         try:
-            return parse_trace(file, path, partial=partial)
+            return parse_trace(file, path, partial=partial, sketches=sketches)
         except OSError as error:
             raise mismatch(path, f"a file that cannot be read ({error})", "the lane's trace") from None
 
 
-def parse_trace(file: BinaryIO, path: Path, *, partial: bool = False) -> Trace:
+def parse_trace(file: BinaryIO, path: Path, *, partial: bool = False, sketches: bool = True) -> Trace:
     """`read_trace` of an open file; `path` is for the messages."""
     trace = Trace(path, {}, {}, {}, [], {})
-    reader, number = _Reader(trace), 0
+    reader, number = _Reader(trace, sketches), 0
     while line := file.readline(LINE_LIMIT):
         number += 1
         where = f"{path} line {number}"
@@ -112,8 +113,8 @@ def parse_trace(file: BinaryIO, path: Path, *, partial: bool = False) -> Trace:
 class _Reader:
     """Takes the lines of a trace in their order, and knows what the next one must be."""
 
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+    def __init__(self, trace: Trace, sketches: bool) -> None:
+        self.trace, self.sketches = trace, sketches
         self.kinds = {"header": _HEADER, "tokens": _TOKENS}
 
     def expected(self) -> str:
@@ -147,7 +148,7 @@ class _Reader:
             chunks, codebooks = found["shape"][:2]
             if len(found["chunks"]) != chunks:
                 raise mismatch(f"{where}: chunks", str(len(found["chunks"])), f"{chunks}, as shape says")
-            self.kinds |= _kinds(chunks, codebooks)
+            self.kinds |= _kinds(chunks, codebooks, self.sketches)
         elif expected == "end":
             if found["steps"] != len(trace.steps):
                 raise mismatch(f"{where}: steps", str(found["steps"]), f"{len(trace.steps)}, as there are")
@@ -164,7 +165,7 @@ class _Reader:
                 raise mismatch(f"{where}: {field}.{one_line(name, 80)}", state, "the tensors of the start")
 
 
-def _kinds(chunks: int, codebooks: int) -> dict[str, Kind]:
+def _kinds(chunks: int, codebooks: int, sketched: bool) -> dict[str, Kind]:
     """The kinds of the lines that depend on how many chunks and codebooks there are."""
     ids = list_of(kind(f"a chunk from 0 to {chunks - 1}", lambda index: type(index) is int and 0 <= index < chunks))
     by_codebook = list_of(HEX_FLOAT, codebooks)
@@ -194,6 +195,7 @@ def _kinds(chunks: int, codebooks: int) -> dict[str, Kind]:
         "eval_loss_by_codebook": by_codebook,
         "base_digest": TEXT,
         "param": norms,
-        "sketch": sketches,
     }
-    return {"start": record(start), "step": record(step, optional={"sketch": sketches}), "end": record(end)}
+    optional = {"sketch": sketches}
+    last = record({**end, **optional}) if sketched else record(end, optional)
+    return {"start": record(start), "step": record(step, optional), "end": last}

@@ -222,7 +222,10 @@ def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
         if "manifest_exists" in report:
             agree("report: manifest_exists", report["manifest_exists"].lower(), "true", "it does")
     digest = facts["data"]["digest"]
-    for where, source in (("report", report), ("status", status)):
+    traced: Mapping[str, Any] = run.trace.header if run.gives("trace") else {}
+    if traced and "loss" in run.status:
+        agree("trace: the loss of the last step", run.trace.end["loss"], run.status["loss"], "the status says")
+    for where, source in (("report", report), ("status", status), ("trace", traced)):
         if digest and source.get("dataset_digest", "none") not in ("none", None):
             agree(f"{where}: dataset_digest", source["dataset_digest"], digest, "the files give")
     return compared, problems

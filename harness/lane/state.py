@@ -113,7 +113,8 @@ class StateFile:
         """Write the state over the one before, atomically. Raises OSError."""
         started = time.monotonic()
         buffer = io.BytesIO()
-        torch.save({"schema": SCHEMA, "identity": self._identity, "state": vars(state)}, buffer)
+        boundary = {"lane": "experimental", "promotable": False}
+        torch.save({"schema": SCHEMA, **boundary, "identity": self._identity, "state": vars(state)}, buffer)
         atomic_write(self.path, buffer.getvalue())
         self._saved_at = time.monotonic()
         self._cost = max(QUIET_S * SHARE, self._saved_at - started)

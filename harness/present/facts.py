@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.baselines.baseline import Baseline, BaselineError, Store, load
 from harness.baselines.result import UNIVERSAL, Key
-from harness.evidence import EvidenceError, RunEvidence, Trace, load_run
+from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence, Trace, load_run
 
 BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 
@@ -31,6 +31,13 @@ class Facts:
         """A value of the run's report; `unknown` where there is none."""
         try:
             return self.run.report.get(key, "unknown")
+        except EvidenceError:
+            return self._status(key) if isinstance(self.run, ExternalEvidence) else "unknown"
+
+    def _status(self, key: str) -> str:
+        """The same of an external lane, which need not write a report."""
+        try:
+            return str(self.run.status.get({"objective_status": "status"}.get(key, key), "unknown"))
         except EvidenceError:
             return "unknown"
 

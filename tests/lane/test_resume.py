@@ -118,6 +118,8 @@ def test_the_interrupted_run_says_how_to_go_on(stopped: Path) -> None:
     ended = Ended(stopped, 143, "", "", 0.0)
     assert ended.status["status"] == "interrupted"
     assert "LANE_RESUME=1" in ended.status["next_unblock_action"]
+    saved = torch.load(stopped / "train_state.pt", weights_only=True)
+    assert (saved["lane"], saved["promotable"]) == ("experimental", False)
 
 
 def test_a_state_of_another_run_is_refused(stopped: Path, tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from smoke_session import smoke
 
 from harness.evidence import ExternalEvidence, NotApplicable
 from harness.external_runs import ExternalRuns
@@ -160,31 +159,14 @@ def test_a_good_torch_lane_passes_every_gate(project: Path) -> None:
     assert {name: session.gate(name) for name in GATES} == dict.fromkeys(GATES, "passed")
 
 
-def smoke(project: Path, *arguments: str) -> tuple[int, str]:
-    """`pytest -m smoke` in a project, as its user would type it."""
-    tests = project / "tests"
-    tests.mkdir(exist_ok=True)
-    (tests / "test_lane.py").write_text("from harness.gates import *\n")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "LANE_", "CI"))}
-    done = subprocess.run(
-        [sys.executable, *arguments[:1], "-m", "pytest", "-m", "smoke", "-p", "no:cacheprovider", "-p", "no:xdist",
-         *arguments[1:]],
-        cwd=project,
-        env={**environment, "GITHUB_ACTIONS": "", "PYTHONPATH": str(HERE.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_not(project: Path) -> None:
     """The whole way, as a user goes it; the lane has no torch, no report, no manifest and no trace."""
     import numpy as np
 
     np.savez(project / "initial.npz", table=np.ones((16, 16)), bias=np.ones(16))
-    code, text = smoke(project, "-B", "--lane", "numpy", "--snapshot-update", "--baseline-reason", "a first result")
+    code, text = smoke(
+        project, "-B", "-p", "no:xdist", "--lane", "numpy", "--snapshot-update", "--baseline-reason", "a first result"
+    )
     assert code == 0, text
     assert "13 passed" in text and "not applicable: 22 gates, which have judged nothing; 13 have" in text
     assert "the lane numpy gives no report: " in text and "recorded " in text
@@ -193,7 +175,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
     # -O: the gates judge as before, and the changed lane is red for its baseline alone.
     script = (project / "plain_numpy.py").read_text()
     (project / "plain_numpy.py").write_text(script.replace("20.0 * gradient", "20.5 * gradient"))
-    code, text = smoke(project, "-O", "--lane", "numpy")
+    code, text = smoke(project, "-O", "-p", "no:xdist", "--lane", "numpy")
     assert code == 1, text
     assert "regression: not the recorded result: loss, checkpoint" in text
     assert "a second run, at once, gave the same bits: not chance" in text
@@ -213,8 +195,10 @@ def test_a_session_in_which_nothing_is_judged_fails(project: Path) -> None:
     (project / "pyproject.toml").write_text(
         '[tool.harness.lanes.silent]\ncommand = ["{python}", "-c", "print(1)"]\nreport = "none.txt"\n'
     )
-    code, text = smoke(project, "-B", "--lane", "silent", "-k", "checkpoint_is_not_empty or tokens_are")
+    code, text = smoke(
+        project, "-B", "-p", "no:xdist", "--lane", "silent", "-k", "checkpoint_is_not_empty or tokens_are"
+    )
     assert code == 1, text
     assert "FAILED: no gate had anything to judge" in text
-    code, text = smoke(project, "-O", "--lane", "silent", "--assert=plain")
+    code, text = smoke(project, "-O", "-p", "no:xdist", "--lane", "silent", "--assert=plain")
     assert code == 4 and "every gate would pass" in text

@@ -1,0 +1,30 @@
+"""`pytest -m smoke` in another project, as its user would type it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def smoke(project: Path, of_python: str, *arguments: str, **settings: str) -> tuple[int, str]:
+    """Exit code and output. `of_python`: an option of the interpreter; `settings`: environment variables."""
+    tests = project / "tests"
+    tests.mkdir(exist_ok=True)
+    (tests / "test_lane.py").write_text("from harness.gates import *\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "LANE_", "CI"))}
+    # Or it would, at its end, clear away what earlier sessions of this machine left: up to half a minute.
+    environment["PYTEST_DEBUG_TEMPROOT"] = str(project.parent)
+    done = subprocess.run(
+        [sys.executable, of_python, "-m", "pytest", "-m", "smoke", "-p", "no:cacheprovider", *arguments],
+        cwd=project,
+        env={**environment, "GITHUB_ACTIONS": "", "PYTHONPATH": str(ROOT), **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
