@@ -24,7 +24,6 @@ from harness.bootstrap.report import DEFAULT_AUDIO_PATH, LFS_POINTER_START, head
 from harness.bootstrap.settings import SetupSettings, read_settings
 from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
-from harness.lane.settings import DEFAULT_THREADS
 
 TESTED_PYTHONS = ((3, 11), (3, 12))
 SMALLEST_AUDIO = 5_000_000
@@ -156,11 +155,13 @@ def _to_install(root: Path, python: Path, is_own: bool, prefix: Path, settings: 
 
 def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Finding]:
     mode = environ.get("LANE_NUMERICS") or "universal"
-    asked = environ.get("LANE_THREADS") or str(DEFAULT_THREADS)
+    asked = environ.get("LANE_THREADS", "")
     pinned = dict(environ)
     with contextlib.suppress(ImportError, ValueError):
+        from harness.lane.settings import DEFAULT_THREADS
         from harness.numerics.modes import environment_pins
 
+        asked = asked or str(DEFAULT_THREADS)
         pinned |= environment_pins(mode, int(asked))
     answer = _ask_torch(python, mode, asked, pinned, root)
     set_here = [f"{name}={environ[name]}" for name in PINS if environ.get(name)]
