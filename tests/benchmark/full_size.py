@@ -117,6 +117,8 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
 
     from harness.lane import trainer
     from harness.lane.adapter import make_adapters
+    from harness.lane.optimizer import AdamW
+    from harness.lane.state import State, StateFile
     from harness.lane.tokens import TokenSet
     from harness.lane.trace import Trace
 
@@ -137,6 +139,12 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
 
     trainer.train(settings, model, adapters, TokenSet(torch.from_numpy(codes), []), trace, progress)
     trace.publish()
+    peak_training = peak()
+    optimizer = AdamW(adapters.parameters(), 0.1, (0.9, 0.999), 1e-6, 0.0)
+    states = StateFile(settings, {})
+    started = time.perf_counter()
+    states.save(State(1, 0.0, 0.0, 0, "", adapters.state_dict(), optimizer.state_dict()))
+    saving = {"save_s": time.perf_counter() - started, "state_mb": states.path.stat().st_size / 1e6}
     times = [ended[2 * i] - ended[2 * i - 1] for i in range(1, len(rates))]
     floors = [operations(tokens) / (sum(pair) / 2) for pair in itertools.pairwise(rates)]
     return {
@@ -146,7 +154,8 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
         "ratio": statistics.median(t / f for t, f in zip(times, floors, strict=True)),
         "gflops": statistics.median(rates) / 1e9,
         "peak_loading_gb": peak_loading,
-        "peak_gb": peak(),
+        "peak_gb": peak_training,
+        **saving,
     }
 
 

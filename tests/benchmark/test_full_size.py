@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 
+from harness.numerics.modes import environment_pins
+
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 SCRIPT = Path(__file__).with_name("full_size.py")
 
 
 def measured(*arguments: str) -> dict[str, Any]:
     threads = os.environ.get("OMP_NUM_THREADS", "2")
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {**os.environ, **environment_pins("native", int(threads))}
     command = [sys.executable, "-W", "ignore", str(SCRIPT), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -44,6 +46,7 @@ def test_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for row in steps:
             times = f"{row['step_s']:.2f} s | {row['floor_s']:.2f} s | {row['ratio']:.2f}"
             print(f"| {row['tokens']} | {times} | {row['gflops']:.0f} | {row['peak_gb']:.2f} GB |")
+        print(f"saving a state of {steps[-1]['state_mb']:.0f} MB: {steps[-1]['save_s']:.2f} s")
         parts = ", ".join(f"{name} {start[f'{name}_s']:.1f} s" for name in ("torch", "audiocraft", "model"))
         print(f"start-up: {parts}; {start['parameters']:,} parameters; peak {start['peak_gb']:.2f} GB")
         if codec is not None:

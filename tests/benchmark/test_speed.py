@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lane_child
 import pytest
 
 pytestmark = pytest.mark.benchmark
@@ -90,3 +93,69 @@ def test_price_of_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str
         for a, b in pairs:
             print(f"| {a:.2f} s | {b:.2f} s | {a / b - 1:.1%} |")
         print(f"median price {share:.1%} (bar 3 %); the kernel battery takes {1000 * battery:.0f} ms (bar 150)")
+
+
+def log_seconds(run_dir: Path, first: str, last: str) -> float:
+    """Seconds between two steps of a run, from its log."""
+    times = {}
+    for line in (run_dir / "lane.log").read_text().splitlines():
+        if (found := re.match(r"(\S+ \S+) INFO harness.lane: step (\w+)", line)) is not None:
+            times[found[2]] = datetime.datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f")
+    return (times[last] - times[first]).total_seconds()
+
+
+def test_price_of_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped lane in each numeric mode, in turn, one thread: the training alone, and the whole process."""
+    rows: dict[str, list[tuple[float, float]]] = {"native": [], "universal": [], "portable": []}
+    for _ in range(3):
+        for mode, found in rows.items():
+            started = time.perf_counter()
+            ended = lane_child.run(tmp_path, {"LANE_NUMERICS": mode, "LANE_THREADS": "1"})
+            assert ended.exit_code == 0, ended.stderr
+            found.append((log_seconds(tmp_path, "train", "checkpoint"), time.perf_counter() - started))
+    base = [statistics.median(column) for column in zip(*rows["native"], strict=True)]
+    with capsys.disabled():
+        print(f"\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+        print("| mode | training | × native | whole process | × native |\n|---|---|---|---|---|")
+        for mode, found in rows.items():
+            train, whole = (statistics.median(column) for column in zip(*found, strict=True))
+            print(f"| {mode} | {train:.2f} s | {train / base[0]:.2f} | {whole:.2f} s | {whole / base[1]:.2f} |")
+
+
+def test_upstream_way_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Decoding and encoding the whole file at every step, as the lane that this one replaces did, beside encoding it
+    once; the same audio, codec, dtype (float32) and thread."""
+    import soundfile
+    import torch
+
+    from harness.lane.dataset import prepare_dataset
+    from harness.lane.model import load_model
+    from harness.lane.preflight import check_narration
+    from harness.lane.settings import read_settings
+    from harness.lane.tokens import tokenise
+    from harness.numerics.modes import apply_mode
+
+    settings = read_settings({"LANE_RUN_DIR": str(tmp_path), "LANE_NUMERICS": "native", "LANE_THREADS": "1"})
+    model, _ = load_model(settings, apply_mode("native", 1))
+    settings.audio_dir.mkdir(parents=True)
+    manifest = prepare_dataset(settings, check_narration(settings))
+
+    def upstream() -> float:
+        started = time.process_time()
+        samples, _ = soundfile.read(settings.audio_path, dtype="float32")
+        with torch.no_grad():
+            model.compression_model.encode(torch.from_numpy(samples)[None, None])
+        return time.process_time() - started
+
+    def ours() -> float:
+        started = time.process_time()
+        tokenise(settings, manifest, model.compression_model)
+        return time.process_time() - started
+
+    pairs = [(upstream(), ours()) for _ in range(3)]
+    theirs, once = (statistics.median(column) for column in zip(*pairs, strict=True))
+    steps = settings.steps
+    with capsys.disabled():
+        print(f"\nfrom file to tokens, {manifest['entries'][0]['frames'] / 32_000:.0f} s of audio, {steps} steps:")
+        print(f"every step, whole file: {theirs:.2f} s a step, {theirs * steps:.1f} s a run")
+        print(f"once, in chunks: {once:.2f} s a run; the upstream way takes {theirs * steps / once:.0f} times as long")
