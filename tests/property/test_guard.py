@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness.baselines.guard import decode_positions, encode_positions, guarded_positions
+from harness.baselines.guard import GUARD, MEASURED_DRIFT, decode_positions, encode_positions, guarded_positions
 from harness.numerics.digest import tensor_digest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -116,6 +116,14 @@ def test_a_midpoint_and_its_surroundings_are_listed_and_no_more() -> None:
     assert guarded_positions(values64, guard) == [0, 1, 2]
 
 
+def test_a_value_that_a_wide_guard_takes_to_zero_is_listed() -> None:
+    assert guarded_positions(np.array([0.5, 0.25]), 0.5) == [0, 1]
+
+
+def test_the_guard_is_wider_than_what_was_measured_and_not_by_much() -> None:
+    assert 20 < GUARD / MEASURED_DRIFT < 50 and GUARD < 1e-11
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-12, 1e-10]))
 def test_no_drift_within_the_guard_moves_the_guarded_digest(seed: int, guard: float) -> None:
@@ -178,6 +186,13 @@ def test_positions_survive_their_text_form(positions: set[int]) -> None:
 
 def test_a_run_of_positions_is_short_as_text() -> None:
     assert encode_positions(range(1, 16385)) == "1*16384"
+    assert encode_positions([5, 6, 7]) == "5,1*2" and encode_positions([3]) == "3"
+
+
+def test_an_empty_tensor_has_no_position() -> None:
+    assert list(decode_positions("", size=0)) == []
+    with pytest.raises(ValueError, match="positions"):
+        decode_positions("0", size=0)
 
 
 @pytest.mark.parametrize("text", ["x", "1,,2", "-1", "1,0", "0*2", "11", "5*3", "1*", "1*x", "1*99999999999999999999"])

@@ -60,8 +60,8 @@ def one_screen(verdict: Verdict) -> str:
 @pytest.mark.parametrize("toy", [TOY, NATIVE], ids=lambda toy: toy.mode)
 def test_match(run: Run, store: Store, toy: Toy) -> None:
     recorded(run, store, toy)
-    verdict = judge(run(toy), store)
-    assert (verdict.kind, verdict.passed) == ("match", True)
+    verdict = judge(run(toy), store, rerun=lambda: pytest.fail("a good run needs no second one"))
+    assert (verdict.kind, verdict.passed, verdict.notes) == ("match", True, ())
     assert all(verdict.holds(part) for part in PARTS)
     assert verdict.compared["loss"] > toy.steps
 
@@ -128,6 +128,7 @@ def test_nondeterministic(run: Run, store: Store) -> None:
     text = one_screen(verdict)
     assert verdict.kind == "nondeterministic" and not verdict.passed
     assert "draws without a seed" in text and "step 1 of 6, phase backward" in text
+    assert verdict.cause.endswith("in the backward phase")
 
 
 def test_environment_moved_is_shown_by_the_second_leg(run: Run, store: Store) -> None:
@@ -195,6 +196,52 @@ def test_a_second_leg_that_computes_something_else_decides_nothing(run: Run, sto
     assert verdict.kind == "regression" and "computes something else: no help" in one_screen(verdict)
 
 
+def test_a_second_leg_may_drift_as_any_run_may(run: Run, store: Store) -> None:
+    """In universal mode what the leg agrees with, the recording or this run, it agrees with up to the drift."""
+    recorded(run, store, TOY)
+    here = TOY.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)
+    drifted = here.with_(rate_factor=1 + 1e-14)
+    same = judge(run(here), store, lambda: run(here), lambda baseline: run(drifted), OTHER_CODE)
+    assert same.kind == "environment-moved" and "fails in the same way" in one_screen(same)
+    leg = TOY.with_(rate_factor=1 + 1e-14, environment=OTHER_ENVIRONMENT)
+    good = judge(run(here), store, lambda: run(here), lambda baseline: run(leg), OTHER_CODE)
+    assert good.kind == "regression" and "still gives the recorded result: the code moved it" in one_screen(good)
+
+
+def test_a_second_leg_in_float32_agrees_to_the_bit_or_not_at_all(run: Run, store: Store) -> None:
+    recorded(run, store, NATIVE)
+    here = NATIVE.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)
+    leg = here.with_(drift=1e-7)
+    verdict = judge(run(here), store, lambda: run(here), lambda baseline: run(leg), OTHER_CODE)
+    assert verdict.kind == "regression" and "environment and code both moved" in one_screen(verdict)
+
+
+@pytest.mark.parametrize("ours", ["1" * 64, "2" * 64, "", None])
+@pytest.mark.parametrize("theirs", ["1" * 64, ""])
+def test_the_code_is_the_same_only_where_both_digests_are_known(
+    run: Run, store: Store, ours: str | None, theirs: str
+) -> None:
+    code = None if ours is None else Code("b" * 40, False, ours)
+    assert record(run(TOY), run(TOY), store, reason="for a test", code=Code("a" * 40, False, theirs), environment={})
+    here = TOY.with_(noise=1e-4)
+    verdict = judge(run(here), store, lambda: run(here), None, code)
+    if ours == theirs and ours:
+        assert verdict.kind == "environment-moved"
+    else:
+        told = "and the lane's code is not: the code" if ours and theirs else "so the code"
+        assert verdict.kind == "regression" and verdict.notes[-1] == f"the environment is as recorded, {told} moved it"
+
+
+def test_the_numeric_class_of_a_run_is_that_of_its_trace(run: Run) -> None:
+    for toy in (TOY, NATIVE):
+        result = compare_module.result_of_run(run(toy))
+        assert (result.numeric_class, result.key.numeric_class) == ("a" * 16, "" if toy is TOY else "a" * 16)
+    evidence = run(NATIVE)
+    edit_steps(evidence.run_dir, lambda lines: lines[0].update(numeric_class=None))
+    result = compare_module.result_of_run(load_run(evidence.run_dir))
+    assert result.numeric_class == result.key.numeric_class == "none"
+
+
 def test_of_other_classes_the_latest_recording_counts(run: Run, store: Store) -> None:
     for name, at, factor in (
         ("b" * 16, "2026-01-02", 1.0),
@@ -235,6 +282,15 @@ def test_incomparable_names_what_differs_and_how_to_record(run: Run, store: Stor
     text = one_screen(verdict)
     assert verdict.kind == "incomparable" and not verdict.passed and not verdict.holds("loss")
     assert words in text and "--snapshot-update" in text
+
+
+def test_a_run_that_is_no_good_in_itself_needs_no_second_one(run: Run, store: Store) -> None:
+    recorded(run, store, TOY)
+    for spoil, kind in ((fail_status, "incomparable"), (remove("tokens.npy"), "regression")):
+        evidence = run(TOY)
+        spoil(evidence)
+        verdict = judge(load_run(evidence.run_dir), store, rerun=lambda: pytest.fail("it was run again"))
+        assert verdict.kind == kind and not verdict.passed
 
 
 def test_missing_in_an_empty_store_and_in_another_mode(run: Run, store: Store) -> None:
@@ -329,6 +385,14 @@ def edit_audio(evidence: RunEvidence) -> None:
     path.write_bytes(path.read_bytes()[::-1])
 
 
+def cut_trace(evidence: RunEvidence) -> None:
+    edit_steps(evidence.run_dir, lambda lines: lines.pop())
+
+
+def claim_another_run(evidence: RunEvidence) -> None:
+    edit_steps(evidence.run_dir, lambda lines: lines[0].update(run_id="f" * 32))
+
+
 VACUITY: dict[str, tuple[Callable[[RunEvidence], None], str]] = {
     "a dropped metric": (drop_metric, "loss_by_codebook: found no such key"),
     "a dropped codebook": (drop_codebook, "loss of codebook 1, step 1"),
@@ -339,6 +403,8 @@ VACUITY: dict[str, tuple[Callable[[RunEvidence], None], str]] = {
     "a NaN in the last step": (set_losses("nan", last_only=True), "not a number"),
     "an infinity in the last step": (set_losses("inf", last_only=True), "loss, step 6"),
     "an exploded last step": (set_losses((1e30).hex(), last_only=True), "loss, step 6"),
+    "a trace without an end": (cut_trace, "trace.jsonl: found no end after line"),
+    "a trace of another run": (claim_another_run, "is the file stale?"),
     "no trace": (remove("trace.jsonl"), "trace.jsonl: found no such file"),
     "no tokens": (remove("tokens.npy"), "tokens.npy"),
     "a trace of other tokens": (claim_other_tokens, "the trace says 000000000000"),
@@ -392,6 +458,47 @@ def test_a_baseline_whose_every_parameter_is_guarded_compares_nothing(run: Run, 
         dataclasses.replace(baseline.result, guarded=everything),
     )
     assert [item.part for item in items] == ["checkpoint"]
+
+
+def test_each_part_in_which_nothing_decides_is_red(run: Run, store: Store) -> None:
+    result = compare_module.result_of_run(run(TOY))
+    items = list(differences.walk(result, result, compare_module.BITS))
+    assert compare_module._nothing_compared(items, result) == []
+    assert [item.part for item in compare_module._nothing_compared([], result)] == list(PARTS)
+    for part in PARTS:
+        rest = [item for item in items if item.part != part or not item.criterion]
+        (item,) = compare_module._nothing_compared(rest, result)
+        assert (item.part, item.step, item.phase, item.criterion) == (part, 0, "start", True)
+        assert (item.obtained, item.distance, item.allowed) == ("0", math.inf, 0.0)
+
+
+def test_one_parameter_that_is_not_guarded_is_a_comparison(run: Run, store: Store) -> None:
+    result = compare_module.result_of_run(run(TOY))
+    items = list(differences.walk(result, result, compare_module.BITS))
+    every = {name: range(values.size) for name, values in (result.values or {}).items()}
+    almost = dataclasses.replace(result, guarded={**every, "0.out": range(1, 32)})
+    assert compare_module._nothing_compared(items, almost) == []
+
+
+def test_what_cannot_be_read_is_red_where_a_run_reads_it(run: Run, store: Store) -> None:
+    result = compare_module.result_of_run(run(TOY))
+    spoilt = dataclasses.replace(result, unreadable={"dataset": "a", "tokens": "b", "checkpoint": "c"})
+    items = compare_module._unreadable(spoilt)
+    assert [(i.part, i.step, i.phase, i.distance, i.allowed, i.criterion) for i in items] == [
+        ("dataset", 0, "data", math.inf, 0.0, True),
+        ("tokens", 0, "tokens", math.inf, 0.0, True),
+        ("checkpoint", 7, "checkpoint", math.inf, 0.0, True),
+    ]
+
+
+def test_a_verdict_counts_what_decided_and_names_the_parts_that_failed(run: Run, store: Store) -> None:
+    recorded(run, store, TOY)
+    # Of each of 6 steps: chunks, batch, loss, 2 codebooks, valid, sanitized. 2 losses before, 3 after, model, length.
+    # Of each of 3 tensors: kind and values; and the digest.
+    assert compare(run(TOY), store).compared == {"dataset": 1, "tokens": 1, "loss": 6 * 7 + 7, "checkpoint": 7}
+    changed = compare(run(TOY.with_(rate_factor=1.01)), store)
+    assert changed.headline == "not the recorded result: loss, checkpoint"
+    assert [part for part in PARTS if changed.holds(part)] == ["dataset", "tokens"]
 
 
 # The comparator itself, broken: a battery that would not notice is no battery.

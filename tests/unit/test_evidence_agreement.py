@@ -81,6 +81,13 @@ def test_a_report_may_write_the_loss_as_hex(run: RunEvidence) -> None:
     assert loss_agrees(run.status, {**run.report, "loss": run.status["loss"].hex()}, run.trace) == run.status["loss"]
 
 
+def test_a_report_may_write_a_loss_with_forty_characters_and_no_more(run: RunEvidence) -> None:
+    text = repr(run.status["loss"]).ljust(40, "0")
+    assert loss_agrees(run.status, {**run.report, "loss": text}, run.trace) == run.status["loss"]
+    with pytest.raises(EvidenceError, match=r"train_report\.txt: loss"):
+        loss_agrees(run.status, {**run.report, "loss": text + "0"}, run.trace)
+
+
 @pytest.mark.parametrize("where", ["end", "last step"])
 @pytest.mark.parametrize("change", [lambda loss: np.nextafter(loss, 9.0).item(), lambda loss: float("nan")])
 def test_a_trace_with_another_loss(run: RunEvidence, where: str, change: Callable[[float], float]) -> None:
@@ -177,3 +184,14 @@ def test_an_end_that_is_not_the_checkpoints(run: RunEvidence) -> None:
             end_agrees(run.checkpoint, changed_end(run.trace, sketch={"0.taps": other}))
     with pytest.raises(EvidenceError, match="more: found no such tensor"):
         end_agrees(run.checkpoint, changed_end(run.trace, param={"more": 1.0}))
+
+
+def test_a_tensor_of_zeros_agrees_with_zeros_and_nothing_else(run: RunEvidence) -> None:
+    zeros = {name: np.zeros_like(value) for name, value in run.checkpoint.tensors.items()}
+    checkpoint = replace(run.checkpoint, tensors=zeros)
+    trace = changed_end(run.trace, param=dict.fromkeys(zeros, 0.0), sketch={name: [0.0] * 16 for name in zeros})
+    end_agrees(checkpoint, trace)
+    with pytest.raises(EvidenceError, match=r"0\.taps: norm: found"):
+        end_agrees(checkpoint, changed_end(trace, param={"0.taps": 1e-30}))
+    with pytest.raises(EvidenceError, match=r"0\.taps: sketch: found"):
+        end_agrees(checkpoint, changed_end(trace, sketch={"0.taps": [1e-30] * 16}))
