@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 from toy_lane import Toy
 
 from harness.baselines import record as record_module
-from harness.baselines.baseline import SIZE_LIMIT, BaselineError, Code, Store, dump, load
+from harness.baselines.baseline import SIZE_LIMIT, BaselineError, Code, Provenance, Store, dump, load
 from harness.baselines.compare import compare
 from harness.baselines.record import RecordRefused, record, refusal, unused_baselines
+from harness.baselines.result import EXTERNAL
 from harness.baselines.second_leg import SecondLegUnavailable, code_of, commit_of, run_second_leg, worktree
 from harness.evidence import RunEvidence, load_run
 
@@ -138,6 +140,11 @@ def test_no_reason_no_recording(run: Run, store: Store, reason: str | None) -> N
     assert contents(store) == {}
 
 
+def test_a_reason_is_of_two_words_to_three_hundred_characters() -> None:
+    assert refusal("was fixed", {}) is None and refusal("x" * 148 + " " + "y" * 151, {}) is None
+    assert refusal("fixed", {}) is not None and refusal("x" * 148 + " " + "y" * 152, {}) is not None
+
+
 @pytest.mark.parametrize("name", ["CI", "GITHUB_ACTIONS", "JENKINS_URL", "GITLAB_CI"])
 def test_no_recording_under_ci(run: Run, store: Store, name: str) -> None:
     with pytest.raises(RecordRefused, match=f"under CI \\({name} is set\\)"):
@@ -245,10 +252,45 @@ def test_a_result_that_is_not_finite_is_refused(run: Run, store: Store) -> None:
     assert contents(store) == {}
 
 
+def test_a_result_with_nothing_in_it_is_refused(run: Run) -> None:
+    result = record_module.result_of_run(run(NATIVE))
+    provenance, path = Provenance("2026-01-01", REASON, CODE), Path("x.json")
+    for nothing in ({"values": None}, {"values": {}}, {"steps": ()}):
+        with pytest.raises(ValueError, match="no tensors or no steps"):
+            record_module.baseline_of(dataclasses.replace(result, **nothing), provenance, path)
+    key = dataclasses.replace(result.key, mode=EXTERNAL)  # which need not give steps
+    assert record_module.baseline_of(dataclasses.replace(result, steps=(), key=key), provenance, path).guard is None
+
+
 def test_too_many_guarded_parameters_are_refused(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "GUARD", 1e-8)
     with pytest.raises(RecordRefused, match="too many to leave out"):
         save(run, store, TOY)
+
+
+@pytest.mark.parametrize("count", [26, 27])
+def test_a_share_of_the_parameters_may_be_guarded_and_no_more(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """An eighth here, of 208; what is recorded without them holds for the same result."""
+    monkeypatch.setattr(record_module, "MOST_GUARDED", 0.125)
+    monkeypatch.setattr(
+        record_module, "guarded_positions", lambda values, guard: list(range(count if values.size == 160 else 0))
+    )
+    if count > 26:
+        with pytest.raises(RecordRefused, match="27 of 208 parameters"):
+            save(run, store, TOY)
+        return
+    save(run, store, TOY)
+    (path,) = store.paths()
+    assert load(path).result.guarded == {"0.taps": list(range(26))}
+    verdict = compare(run(TOY), store)
+    assert verdict.kind == "match" and verdict.compared["checkpoint"] == 7
+
+
+def test_the_folder_of_baselines_need_not_be_there(run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "b" / "baselines")
+    assert save(run, store, TOY) and compare(run(TOY), store).kind == "match"
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

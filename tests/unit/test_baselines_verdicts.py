@@ -19,7 +19,7 @@ from harness.baselines.baseline import Baseline, Code, Store, dump, load
 from harness.baselines.compare import SecondLegUnavailable, Verdict, compare, judge
 from harness.baselines.record import record
 from harness.baselines.result import PARTS
-from harness.evidence import RunEvidence, load_run
+from harness.evidence import EvidenceError, RunEvidence, load_run
 
 CODE = Code("a" * 40, False, "1" * 64)
 OTHER_CODE = Code("b" * 40, False, "2" * 64)
@@ -236,10 +236,46 @@ def test_the_numeric_class_of_a_run_is_that_of_its_trace(run: Run) -> None:
     for toy in (TOY, NATIVE):
         result = compare_module.result_of_run(run(toy))
         assert (result.numeric_class, result.key.numeric_class) == ("a" * 16, "" if toy is TOY else "a" * 16)
+        assert {len(step.chunks) for step in result.steps} == {16}
     evidence = run(NATIVE)
     edit_steps(evidence.run_dir, lambda lines: lines[0].update(numeric_class=None))
     result = compare_module.result_of_run(load_run(evidence.run_dir))
     assert result.numeric_class == result.key.numeric_class == "none"
+
+
+def test_a_trace_without_an_end_is_taken_as_far_as_it_goes_only_where_that_is_asked_for(run: Run) -> None:
+    evidence = run(TOY)
+    cut_trace(evidence)
+    result = compare_module.result_of_run(load_run(evidence.run_dir), partial=True)
+    assert len(result.steps) == 6 and result.end_losses == {}
+    with pytest.raises(EvidenceError, match="found no end"):
+        compare_module.result_of_run(load_run(evidence.run_dir))
+
+
+def test_parameters_before_rounding_are_of_universal_mode_alone(run: Run) -> None:
+    native, universal = run(NATIVE), run(TOY)
+    universal.checkpoint_path.with_suffix(".float64.pt").rename(native.checkpoint_path.with_suffix(".float64.pt"))
+    result = compare_module.result_of_run(load_run(native.run_dir))
+    assert result.values64 is None and not result.unreadable
+
+
+def test_a_run_whose_report_names_no_model_is_compared_all_the_same(run: Run, store: Store) -> None:
+    without, missing = run(TOY), run(TOY)
+    lines = without.report_path.read_text().splitlines(keepends=True)
+    without.report_path.write_text("".join(line for line in lines if not line.startswith("model_id:")))
+    missing.report_path.unlink()
+    for evidence in (without, missing):
+        fresh = load_run(evidence.run_dir)
+        assert compare_module.result_of_run(fresh).model == "unknown"
+        assert compare(fresh, store).kind == "missing"
+
+
+def test_a_run_without_its_environment_is_compared_all_the_same(run: Run, store: Store) -> None:
+    recorded(run, store, TOY)
+    evidence = run(TOY)
+    evidence.environment_path.unlink()
+    fresh = load_run(evidence.run_dir)
+    assert compare_module.result_of_run(fresh).environment == {} and compare(fresh, store).kind == "match"
 
 
 def test_of_other_classes_the_latest_recording_counts(run: Run, store: Store) -> None:
