@@ -88,8 +88,15 @@ def complain(line: str) -> None:
 
 
 def _print(line: str, stream: TextIO) -> None:
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(line, file=stream, flush=True)
+    except (OSError, ValueError):
+        # What could not be written waits in the buffer. Python 3.12 tries once more at its end, and then makes the exit
+        # code 120.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def run_lane(settings: Settings, run: Run) -> None:

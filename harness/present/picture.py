@@ -23,9 +23,10 @@ _ANCHORS = np.array([[13, 12, 34], [62, 28, 109], [140, 41, 129], [222, 73, 104]
 def spectrogram_png(wave: Wave, rate: int) -> bytes:
     """The PNG of one channel's spectrogram: time to the right, 0 to TOP_HZ upwards, RANGE_DB below the loudest spot."""
     power = _power(np.nan_to_num(np.asarray(wave, dtype=np.float64)), rate)
-    db = 10 * np.log10(np.maximum(power, power.max() * 1e-12) + 1e-30)
-    level = np.clip((db - db.max()) / RANGE_DB + 1, 0, 1)
-    if power.max() <= 0:
+    loudest = float(np.max(power))
+    db = 10 * np.log10(np.maximum(power, loudest * 1e-12) + 1e-30)
+    level = np.clip((db - float(np.max(db))) / RANGE_DB + 1, 0, 1)
+    if loudest <= 0:
         level[:] = 0
     return png((level[::-1] * (_LEVELS - 1)).round().astype(np.uint8), _palette())
 
