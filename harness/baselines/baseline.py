@@ -231,11 +231,10 @@ def _curve_row(step: StepResult) -> str:
 
 
 def _kept_steps(steps: Sequence[StepResult]) -> list[StepResult]:
-    """The steps whose single tensors are kept: the first one, and the middle one of those with sketches."""
+    """The steps whose single tensors are kept: the first one, and (it may be the same) the middle one with sketches."""
     known = [step for step in steps if step.grad]
     sketched = [step for step in known if step.sketch]
-    kept = [*known[:1], *sketched[len(sketched) // 2 :][:1]]
-    return kept[:1] if len(kept) == 2 and kept[0] is kept[1] else kept
+    return [*known[:1], *sketched[len(sketched) // 2 :][:1]]
 
 
 def _parse(document: Any, path: Path) -> Baseline:

@@ -68,7 +68,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             return _checkpoint(path, size, sha256, _safetensors_leaves(file, path, size))
         members = _members(file, path, size)
         if any(member.filename.endswith("data.pkl") for member in members):
-            leaves = _torch_leaves(members, path, size)
+            leaves = _torch_leaves(file, members, path, size)
         elif all(member.filename.endswith(".npy") for member in members):
             leaves = _npz_leaves(file, members, path)
         else:
@@ -122,7 +122,7 @@ def _members(file: BufferedReader, path: Path, size: int) -> list[zipfile.ZipInf
     return members
 
 
-def _torch_leaves(members: list[zipfile.ZipInfo], path: Path, size: int) -> list[tuple[str, Any]]:
+def _torch_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Path, size: int) -> list[tuple[str, Any]]:
     """The leaves of a torch checkpoint, by name; tensors as arrays of their stored bits. Raises EvidenceError."""
     import pickle
 
@@ -136,7 +136,10 @@ def _torch_leaves(members: list[zipfile.ZipInfo], path: Path, size: int) -> list
         if member.filename.endswith(".pkl") and member.file_size > PICKLE_LIMIT:
             raise mismatch(path, f"{name!r} of {member.file_size:,} bytes", f"at most {PICKLE_LIMIT:,}")
     try:
-        loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=size > MAP_ABOVE)
+        # By its path only to be mapped: torch takes whatever is named .safetensors for that.
+        file.seek(0)
+        mapped = size > MAP_ABOVE
+        loaded = torch.load(path if mapped else file, weights_only=True, map_location="cpu", mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].split("Please file an issue")[0]
         found = f"objects that are not loaded, because that could execute code ({one_line(reason.strip(), 160)})"

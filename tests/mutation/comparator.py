@@ -40,13 +40,13 @@ TESTS = {
     "harness/baselines/differences.py": "unit/test_differences property/test_compare unit/test_baselines_verdicts",
     "harness/baselines/compare.py": "unit/test_differences unit/test_baselines_verdicts unit/test_baselines_record",
     "harness/baselines/result.py": "unit/test_differences unit/test_baselines_verdicts unit/test_baselines_record",
-    "harness/baselines/baseline.py": "unit/test_baselines_record unit/test_baselines_verdicts",
+    "harness/baselines/baseline.py": "unit/test_baseline_file unit/test_baselines_record",
     "harness/baselines/record.py": "unit/test_baselines_record",
     "harness/evidence/agreement.py": "unit/test_evidence_agreement",
     "harness/evidence/trace.py": "unit/test_evidence",
     "harness/evidence/run.py": "unit/test_evidence",
     "harness/evidence/checkpoint.py": "unit/test_evidence_checkpoint unit/test_evidence",
-    "harness/baselines/snapshot.py": "unit/test_baselines_workflow",
+    "harness/baselines/snapshot.py": "unit/test_session_gates unit/test_baselines_workflow",
 }
 # Of the operators of one node a few: thirty ways to break one `+` take thirty times as long and tell no more.
 OPERATORS = """

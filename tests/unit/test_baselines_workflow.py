@@ -126,9 +126,10 @@ def test_the_workflow_from_missing_to_updated(session: Any, pytester: pytest.Pyt
     assert 'pytest -m smoke --snapshot-update --baseline-reason "' in text_of(result)
     assert files(pytester) == {}
 
-    # Recorded passes: syrupy counts it, and the file is new.
+    # Recorded passes: syrupy counts it, and the file is new, and where it belongs.
     result = session(*REASON)
     result.assert_outcomes(passed=4)
+    assert "Can not relate snapshot" not in text_of(result), "syrupy takes the file for one of the gates'"
     assert "1 snapshot generated" in text_of(result) and "3 snapshots passed" in text_of(result)
     assert "recorded " in text_of(result)
     recorded = files(pytester)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -213,6 +215,12 @@ def test_a_target_outside_the_folder_is_refused(run_dir: Path, target: object) -
         load_run(run_dir).dataset_digest()
 
 
+def test_a_target_is_neither_the_folder_nor_a_whole_path(run_dir: Path) -> None:
+    for target in (".", str(run_dir / "knowledge_audio/two.flac")):
+        edit_json(run_dir / FILES["manifest"], lambda value, target=target: value["entries"][1].update(target=target))
+        assert "entries[1].target: found" in error_of(run_dir, "manifest")
+
+
 def test_a_target_twice_is_refused(run_dir: Path) -> None:
     edit_json(run_dir / FILES["manifest"], lambda value: value["entries"][1].update(target="one.flac"))
     assert "again, expected each target once" in error_of(run_dir, "manifest")
@@ -236,6 +244,23 @@ def test_staged_audio_that_changed(run_dir: Path, change: Callable[[Path], objec
     change(run_dir / "knowledge_audio/two.flac")
     problems = load_run(run_dir).manifest_problems()
     assert problem in problems[0] and "two.flac" in problems[0]
+    of_the_data_set = [line for line in problems if "dataset_digest" in line]
+    assert len(of_the_data_set) == (problem == "SHA-256") == len(problems) - 1, "only where every file can be read"
+
+
+def test_the_first_staged_file_is_named_with_its_digest(run_dir: Path) -> None:
+    change_byte(run_dir / "knowledge_audio/one.flac")
+    problem = load_run(run_dir).manifest_problems()[0]
+    assert "one.flac" in problem and hashlib.sha256(b"x" * 100).hexdigest() in problem
+
+
+def test_staged_audio_on_a_disk_that_fails(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("harness.evidence.run.file_sha256", fail)
+    problems = load_run(run_dir).manifest_problems()
+    assert len(problems) == 2 and all("a file that cannot be read" in problem for problem in problems)
 
 
 def test_a_false_dataset_digest(run_dir: Path) -> None:
@@ -274,6 +299,7 @@ Lines = list[dict[str, Any]]
         (lambda lines: lines[1]["chunks"][1].update(digest=3), "chunks[1].digest: found 3"),
         (lambda lines: lines[3].update(chunks=[0]), "chunks: found 1, expected 2, a whole batch"),
         (lambda lines: lines[3].update(chunks=[0, 3]), "chunks[1]: found 3, expected a chunk from 0 to 2"),
+        (lambda lines: lines[3].update(chunks=[0, -1]), "chunks[1]: found -1, expected a chunk from 0 to 2"),
         (lambda lines: lines[3].update(loss=2.5), "loss: found 2.5, expected a number as float.hex()"),
         (lambda lines: lines[3].update(loss="2.5"), "loss: found text '2.5'"),
         (lambda lines: lines[3].update(loss="0x1p400000"), "loss: found"),
@@ -286,6 +312,8 @@ Lines = list[dict[str, Any]]
         (lambda lines: lines[3]["sketch"].pop("0.taps"), "sketch.0.taps: found no such tensor"),
         (lambda lines: lines[-1].update(steps=2), "steps: found 2, expected 3"),
         (lambda lines: lines[-1].update(sketch={}), "sketch: found an object with 0 keys"),
+        (lambda lines: lines[-1].pop("sketch"), "sketch: found no such key"),
+        (lambda lines: lines.__setitem__(3, []), "found a list of 0"),
     ],
 )
 def test_an_inconsistent_trace(run_dir: Path, edit: Callable[[Lines], object], found: str) -> None:
@@ -308,6 +336,15 @@ def test_the_trace_of_a_run_that_ended_early(run_dir: Path) -> None:
     assert len(trace.steps) == 2 and not trace.complete and trace.end == {}
     path.write_text(whole[0][:50])
     assert "no header" in error_of(run_dir, "partial_trace")
+
+
+def test_a_trace_on_a_disk_that_fails(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("harness.evidence.trace.open_regular", lambda *_: Failing())
+    assert "a file that cannot be read ([Errno 5] Input/output error)" in error_of(run_dir, "trace")
 
 
 def test_a_line_without_end(run_dir: Path) -> None:
@@ -357,6 +394,12 @@ def test_tokens_of_another_kind(run_dir: Path) -> None:
 
     np.save(run_dir / "tokens.npy", load_run(run_dir).tokens.astype(np.int32))
     assert "found int32 [3, 2, 5], expected int16" in error_of(run_dir, "tokens")
+    np.save(run_dir / "tokens.npy", np.zeros((2, 5), np.int16))
+    assert "found int16 [2, 5], expected int16" in error_of(run_dir, "tokens")
+    np.save(run_dir / "tokens.npy", np.zeros((0, 2, 5), np.int16))
+    assert "found int16 [0, 2, 5], expected int16" in error_of(run_dir, "tokens")
+    np.save(run_dir / "tokens.npy", np.zeros((1, 1, 1), np.int16))
+    assert load_run(run_dir).tokens.shape == (1, 1, 1)
     np.save(run_dir / "tokens.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert "an array of object" in error_of(run_dir, "tokens")
 
@@ -398,6 +441,9 @@ class TestFailure:
         assert load_run(run_dir).failure() is None
         (run_dir / "exit_code.txt").write_text("-9\n")
         assert "the lane exited with -9" in str(load_run(run_dir).failure())
+        (run_dir / "exit_code.txt").unlink()
+        (run_dir / "exit_code.txt").mkdir()
+        assert "the lane exited with an exit code that cannot be read" in str(load_run(run_dir).failure())
 
     def test_nothing_left(self, tmp_path: Path) -> None:
         failure = load_run(tmp_path).failure()
@@ -407,6 +453,26 @@ class TestFailure:
     def test_an_unreadable_status_is_no_success(self, run_dir: Path) -> None:
         (run_dir / "train_status.json").write_text("{")
         assert "expected strict JSON" in str(load_run(run_dir).failure())
+
+
+def test_the_id_that_was_asked_for_counts_not_the_status_s(run_dir: Path) -> None:
+    edit_json(run_dir / "train_status.json", lambda value: value.update(run_id=OTHER))
+    run = load_run(run_dir, run_id=RUN_ID)
+    assert run.environment["run_id"] == run.trace.header["run_id"] == RUN_ID
+    with pytest.raises(EvidenceError, match="of this run"):
+        run.status  # noqa: B018
+
+
+def test_a_report_from_before_there_was_a_run_has_no_id(run_dir: Path) -> None:
+    report = run_dir / "train_report.txt"
+    report.write_text(report.read_text().replace(f"run_id: {RUN_ID}\n", ""))
+    run = load_run(run_dir)
+    assert "run_id" not in run.report and "train_report.txt" not in run.run_ids() and len(run.run_ids()) == 4
+
+
+def test_six_files_carry_the_id_of_a_run_with_a_checkpoint(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run"))
+    assert len(run.run_ids()) == run.run_id_files == 6
 
 
 def test_a_stale_file_shows_in_the_run_ids(run_dir: Path) -> None:

@@ -173,6 +173,36 @@ def test_shared_storage_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "times the file's size" in refused(saved(tmp_path / "a.pt", {"w": tensor(1)}))
 
 
+def test_tensors_may_share_storage_eight_times_over(tmp_path: Path) -> None:
+    whole = tensor(*range(10_000))
+    size = saved(tmp_path / "a.pt", {"0": whole}).stat().st_size
+    assert len(read_checkpoint(saved(tmp_path / "a.pt", {str(n): whole for n in range(8)})).tensors) == 8
+    shared = saved(tmp_path / "a.pt", {str(n): whole for n in range(16)})
+    assert 16 * whole.nbytes > 8 * shared.stat().st_size > 8 * size
+    assert "tensors of more than 8 times the file's size" in refused(shared)
+
+
+def test_plain_values_are_kept_and_others_named(tmp_path: Path) -> None:
+    values = {"none": None, "text": "x", "real": 0.5, "yes": True, "whole": 2**64 - 1, "huge": 2**64, "bytes": b"x"}
+    meta = read_checkpoint(saved(tmp_path / "a.pt", {"adapter": {"w": tensor(1)}, "meta": values})).meta
+    assert meta == values | {"huge": "<int>", "bytes": "<bytes>"}
+
+
+def test_numbers_of_eight_bits_stay_as_their_bits(tmp_path: Path) -> None:
+    import torch
+
+    values = torch.tensor([1.0, -2.0]).to(torch.float8_e5m2)
+    found = read_checkpoint(saved(tmp_path / "a.pt", {"w": values}))
+    assert found.dtypes == {"w": "float8_e5m2"}
+    assert found.tensors["w"].dtype == np.uint8
+    assert found.tensors["w"].tolist() == values.view(torch.uint8).tolist()
+
+
+def test_names_have_a_limit(tmp_path: Path) -> None:
+    assert read_checkpoint(saved(tmp_path / "a.pt", {"w" * 4096: tensor(1)})).tensors
+    assert "names of their own" in refused(saved(tmp_path / "a.pt", {"w" * 4097: tensor(1)}))
+
+
 def test_nesting_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cycle: dict[str, Any] = {"w": tensor(1)}
     cycle["self"] = cycle
@@ -271,6 +301,16 @@ def test_an_npy_file(tmp_path: Path) -> None:
         read_array(path)
 
 
+def test_an_npy_file_in_either_order_and_either_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    values = np.arange(6.0).reshape(2, 3)
+    for order in (values, np.asfortranarray(values)):
+        for version in ((1, 0), (2, 0)):
+            with path.open("wb") as file:
+                np.lib.format.write_array(file, order, version=version)
+            assert read_array(path).tolist() == values.tolist()
+
+
 def _safetensors(header: dict[str, Any], data: bytes) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -291,6 +331,24 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     assert found.meta == {"lane": "experimental"}
     same = read_checkpoint(_saved_npz(tmp_path / "a.npz", w=values.reshape(2, 3)))
     assert same.tensors["w"].tobytes() == found.tensors["w"].tobytes()
+
+
+def test_safetensors_are_read_in_the_order_of_their_bytes(tmp_path: Path) -> None:
+    header = {
+        "a": {"dtype": "U8", "shape": [2], "data_offsets": [8, 10]},
+        "b": {"dtype": "I64", "shape": [], "data_offsets": [0, 8]},
+        "c": {"dtype": "F64", "shape": [0, 3], "data_offsets": [10, 10]},
+    }
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_safetensors(header, (5).to_bytes(8, "little") + b"\x01\x02"))
+    found = read_checkpoint(path)
+    assert found.tensors["b"] == 5 and found.tensors["a"].tolist() == [1, 2] and found.tensors["c"].shape == (0, 3)
+    assert found.dtypes == {"a": "uint8", "b": "int64", "c": "float64"} and found.meta == {}
+
+
+def test_a_zip_archive_is_one_under_any_name(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", {"w": tensor(1, 2)})
+    assert read_checkpoint(path).tensors["w"].tolist() == [1.0, 2.0]
 
 
 def _saved_npz(path: Path, **arrays: Any) -> Path:
