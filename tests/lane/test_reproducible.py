@@ -16,7 +16,7 @@ from harness.launch import LaneProcess
 from harness.numerics.digest import tensor_digest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
-SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "10.24"}
+SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
 GUARD = 1e-12
 
 

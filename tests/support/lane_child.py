@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.lane.settings import DEFAULT_THREADS, VARIABLES
+from harness.lane.settings import VARIABLES
 from harness.numerics.modes import environment_pins
 
 SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
+ONE_THREAD = {"LANE_THREADS": "1"}  # short runs, often two at once
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 ROOT = Path(__file__).resolve().parents[2]
 LANE = "import sys; from harness.lane.__main__ import main; sys.exit(main())"
@@ -29,8 +30,9 @@ LANE = "import sys; from harness.lane.__main__ import main; sys.exit(main())"
 def environment(run_dir: Path, settings: Mapping[str, str | bytes] | None = None) -> dict[str, Any]:
     """The environment of a lane in ``run_dir`` with these settings and no others."""
     ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    pins = environment_pins(str((settings or {}).get("LANE_NUMERICS", "universal")), DEFAULT_THREADS)
-    return {**ours, **pins, "PYTHONPATH": str(ROOT), "LANE_RUN_DIR": str(run_dir), **(settings or {})}
+    chosen = {**ONE_THREAD, **(settings or {})}
+    pins = environment_pins(str(chosen.get("LANE_NUMERICS", "universal")), 1)
+    return {**ours, **pins, "PYTHONPATH": str(ROOT), "LANE_RUN_DIR": str(run_dir), **chosen}
 
 
 def start(

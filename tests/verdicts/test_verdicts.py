@@ -21,7 +21,7 @@ from harness.evidence import RunEvidence, load_run
 from harness.launch import LaneProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
+SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20", "LANE_THREADS": "1"}
 NATIVE = {**SHORT, "LANE_NUMERICS": "native"}
 TRAINER = "harness/lane/trainer.py"
 
