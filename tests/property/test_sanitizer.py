@@ -87,7 +87,8 @@ def test_count_is_exact(case: tuple[Tensor, Tensor]) -> None:
 def test_invalid_positions_are_never_read(case: tuple[Tensor, Tensor], other: float) -> None:
     """Whatever stands where the mask is false, result, count and gradient are the same."""
     logits, mask = case
-    changed = torch.where(everywhere(mask, logits), logits, torch.full_like(logits, other))
+    # Through float64: a value that the dtype cannot hold becomes an infinity there, and no error.
+    changed = torch.where(everywhere(mask, logits), logits, torch.tensor(other, dtype=torch.float64).to(logits.dtype))
     results = []
     for values in (logits, changed):
         leaf = values.clone().requires_grad_()
