@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import re
 
+# The last is CPython's, where not even the MemoryError could be made (seen under RLIMIT_AS, about once in fifty runs).
 OUT_OF_MEMORY = re.compile(
-    "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map", re.I
+    "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map"
+    "|error return without exception set",
+    re.I,
 )
 OUT_OF_FILES = re.compile("too many open files", re.I)
 

@@ -99,6 +99,7 @@ def test_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
 
 CHATTER = """
 import os
+from harness.lane.errors import shortage
 from harness.lane import preflight
 real = preflight.check_narration
 def check_narration(settings):
@@ -232,6 +233,11 @@ def prepare_dataset(*arguments):
     raise MemoryError
 dataset.prepare_dataset = prepare_dataset
 """
+
+
+def test_a_memory_error_that_could_not_be_made_is_one() -> None:
+    assert shortage(SystemError("error return without exception set")) == "out_of_memory"
+    assert shortage(SystemError("bad argument to internal function")) is None
 
 
 @pytest.mark.parametrize("where", ["frame", "module"])
