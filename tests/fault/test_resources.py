@@ -12,6 +12,8 @@ from pathlib import Path
 import lane_child
 import pytest
 
+from harness.lane.errors import shortage
+
 pytestmark = pytest.mark.fault
 
 FEW = {"LANE_STEPS": "2", "LANE_STRIDE_SECONDS": "80", "LANE_BATCH": "2"}
