@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-# The last is CPython's, where not even the MemoryError could be made (seen under RLIMIT_AS, about once in fifty runs).
+# The last is CPython's, where not even the MemoryError could be made (seen once under RLIMIT_AS).
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map"
     "|error return without exception set",
