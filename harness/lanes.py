@@ -38,6 +38,7 @@ from harness.evidence.external import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
 from harness.evidence.strict import parse_json, read_bytes
 from harness.lane.files import write_json
+from harness.launch import start_child
 from harness.numerics.digest import dataset_digest, file_sha256
 
 PAGE = "docs/gate-your-own-lane.md"
@@ -293,17 +294,7 @@ class ExternalProcess:
         self._started, self._started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         command = [_fill(word, words) for word in lane.command]
         try:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self._cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="backslashreplace",
-                start_new_session=True,
-            )
+            self._process = start_child(command, environment, self._cwd)
         except OSError as error:
             what = f"a command that does not start ({error.strerror or error}: {command[0]})"
             raise mismatch(f"[tool.harness.lanes.{lane.name}] command", what, "a program") from None

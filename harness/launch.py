@@ -37,6 +37,21 @@ class LaneExit:
     seconds: float
 
 
+def start_child(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[str]:
+    """A process in a session of its own, without input, its output and errors in one stream of text. Raises OSError."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
+        start_new_session=True,
+    )
+
+
 class LaneProcess:
     """One run of the lane in a child process.
 
@@ -73,17 +88,8 @@ class LaneProcess:
         self._started = time.monotonic()
         self._started_at = _now()
         flags = ["-O"] * sys.flags.optimize
-        self._process = subprocess.Popen(
-            [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"],
-            env=environment,
-            cwd=code,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-            start_new_session=True,
-        )
+        command = [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"]
+        self._process = start_child(command, environment, code)
         self._on_line = on_line
         self._reader = threading.Thread(target=self._read, name="lane-output", daemon=True)
         self._reader.start()

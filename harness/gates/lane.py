@@ -68,9 +68,8 @@ def test_loss_is_the_same_in_status_report_and_trace(lane_run: RunEvidence) -> N
 
 
 def test_checkpoint_is_not_empty_and_finite(lane_run: RunEvidence) -> None:
-    tensors = lane_run.checkpoint.tensors
-    assert tensors, f"{lane_run.checkpoint.path} holds no tensor"
-    for name, tensor in tensors.items():
+    # The reader itself refuses a checkpoint that holds no tensor.
+    for name, tensor in lane_run.checkpoint.tensors.items():
         assert tensor.size, f"{name} is empty"
         bad = int(np.count_nonzero(~np.isfinite(tensor)))
         assert not bad, f"{name} has {bad} of {tensor.size} values that are not finite"
@@ -118,12 +117,10 @@ def test_sanitizer_replaced_nothing(lane_run: RunEvidence) -> None:
 
 
 def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence) -> None:
+    # The reader itself refuses a step whose batch is not whole, and a chunk that is not there.
     trace = lane_run.trace
-    batch, chunks = trace.header["batch"], trace.tokens["shape"][0]
+    chunks = trace.tokens["shape"][0]
     used = [chunk for step in trace.steps for chunk in step["chunks"]]
-    for step in trace.steps:
-        assert len(step["chunks"]) == batch, f"step {step['step']} has a batch of {len(step['chunks'])}, not of {batch}"
-    assert set(used) <= set(range(chunks)), f"chunks {sorted(set(used) - set(range(chunks)))} do not exist"
     for epoch in range(len(used) // chunks):
         found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
         assert found == list(range(chunks)), f"epoch {epoch}: a chunk is left out or repeated"
