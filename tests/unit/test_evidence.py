@@ -263,6 +263,13 @@ def test_staged_audio_on_a_disk_that_fails(run_dir: Path, monkeypatch: pytest.Mo
     assert len(problems) == 2 and all("a file that cannot be read" in problem for problem in problems)
 
 
+def test_staged_audio_above_a_terabyte_is_not_read(run_dir: Path) -> None:
+    with (run_dir / "knowledge_audio/two.flac").open("wb") as file:
+        file.truncate(1 << 43)
+    (problem,) = load_run(run_dir).manifest_problems()
+    assert problem.endswith("expected a staged file of at most 1,099,511,627,776 bytes")
+
+
 def test_a_false_dataset_digest(run_dir: Path) -> None:
     edit_json(run_dir / FILES["manifest"], lambda value: value.update(dataset_digest="0" * 64))
     (problem,) = load_run(run_dir).manifest_problems()
