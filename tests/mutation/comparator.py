@@ -51,9 +51,9 @@ TESTS = {
     "harness/baselines/explain.py": "unit/test_explain",
     "harness/baselines/cli.py": "unit/test_baselines_record unit/test_baselines_workflow",
     "harness/baselines/second_leg.py": "unit/test_baselines_verdicts unit/test_baselines_record",
-    "harness/evidence/errors.py": "unit/test_evidence",
-    "harness/evidence/strict.py": "unit/test_evidence property/test_parsers",
-    "harness/evidence/report.py": "unit/test_evidence",
+    "harness/evidence/errors.py": "unit/test_evidence_strict",
+    "harness/evidence/strict.py": "unit/test_evidence_strict unit/test_evidence",
+    "harness/evidence/report.py": "unit/test_evidence_strict",
     "harness/evidence/external.py": "unit/test_evidence_external",
 }
 # Of the operators of one node a few: thirty ways to break one `+` take thirty times as long and tell no more.
