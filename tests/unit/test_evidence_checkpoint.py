@@ -113,7 +113,7 @@ def test_a_large_checkpoint_is_mapped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_hostile_pickle_is_refused_unread(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"w": tensor(1), "x": Hostile(f"touch {tmp_path}/executed")})
     assert "refused unread, expected tensors and plain values only" in refused(path)
-    assert "(Trying to load unsupported GLOBAL posix.system whose module posix is blocked.)" in refused(path)
+    assert "GLOBAL posix.system" in refused(path) and "weights_only" not in refused(path)
     path.write_bytes(pickle.dumps(Hostile(f"touch {tmp_path}/executed")))
     assert "no readable archive" in refused(path)
     saved(path, {"w": Hostile(f"touch {tmp_path}/executed")}, _use_new_zipfile_serialization=False)
@@ -123,7 +123,7 @@ def test_a_hostile_pickle_is_refused_unread(tmp_path: Path) -> None:
 
 def test_what_is_refused_is_named_without_torchs_advice_to_load_it(tmp_path: Path) -> None:
     message = refused(saved(tmp_path / "a.pt", {"x": Opaque()}))
-    assert "(Unsupported global: GLOBAL " in message and "Opaque was not an allowed global by default.)" in message
+    assert "Unsupported global: GLOBAL " in message and "Opaque was not an allowed global" in message
     assert "weights_only" not in message and "add_safe_globals" not in message
 
 
