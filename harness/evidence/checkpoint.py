@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,9 @@ def _torch_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Pa
         mapped = size > MAP_ABOVE
         loaded = torch.load(path if mapped else file, weights_only=True, map_location="cpu", mmap=mapped)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].split("Please file an issue")[0]
+        # torch wraps what it refused in advice, such as to load the file without this check.
+        reason = re.split(r"WeightsUnpickler error:|trusted source\.", str(error))[-1]
+        reason = re.split("Please use|Check the documentation", reason)[0]
         found = f"objects that are not loaded, because that could execute code ({one_line(reason.strip(), 160)})"
         raise mismatch(path, f"{found}; refused unread", "tensors and plain values only") from None
     # A damaged archive makes torch raise almost anything.

@@ -28,7 +28,7 @@ def mismatch(where: object, found: str, expected: str) -> EvidenceError:
 
 def one_line(text: str, longest: int) -> str:
     """`text` as one line of at most `longest` printable characters; what cannot be printed is escaped."""
-    head = text[: 2 * longest]
+    head = text[:longest]
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in head)
     return line if len(line) <= longest and len(head) == len(text) else line[: longest - 1] + "…"
 

@@ -26,7 +26,7 @@ def open_regular(path: Path, limit: int, what: str) -> BufferedReader:
     Raises EvidenceError when it is missing, unreadable, larger, or no regular file (a pipe would block for ever).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         raise mismatch(path, "no such file", what) from None
     except (OSError, ValueError) as error:

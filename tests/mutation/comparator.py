@@ -45,16 +45,16 @@ TESTS = {
     "harness/evidence/agreement.py": "unit/test_evidence_agreement",
     "harness/evidence/trace.py": "unit/test_evidence",
     "harness/evidence/run.py": "unit/test_evidence",
-    "harness/evidence/checkpoint.py": "unit/test_evidence_checkpoint unit/test_evidence",
+    "harness/evidence/checkpoint.py": "unit/test_evidence_checkpoint",
     "harness/baselines/snapshot.py": "unit/test_session_gates unit/test_baselines_workflow",
     "harness/baselines/checkpoints.py": "unit/test_explain",
     "harness/baselines/explain.py": "unit/test_explain",
     "harness/baselines/cli.py": "unit/test_baselines_record unit/test_baselines_workflow",
     "harness/baselines/second_leg.py": "unit/test_baselines_verdicts unit/test_baselines_record",
-    "harness/evidence/errors.py": "unit/test_evidence",
-    "harness/evidence/strict.py": "unit/test_evidence property/test_parsers",
-    "harness/evidence/report.py": "unit/test_evidence",
-    "harness/evidence/external.py": "unit/test_lanes",
+    "harness/evidence/errors.py": "unit/test_evidence_strict",
+    "harness/evidence/strict.py": "unit/test_evidence_strict unit/test_evidence",
+    "harness/evidence/report.py": "unit/test_evidence_strict",
+    "harness/evidence/external.py": "unit/test_evidence_external",
 }
 # Of the operators of one node a few: thirty ways to break one `+` take thirty times as long and tell no more.
 OPERATORS = """

@@ -15,6 +15,7 @@ import pytest
 from run_directory import RUN_ID, edit_json, edit_trace, write_json, write_run
 
 from harness.evidence import EvidenceError, RunEvidence, check_report_keys, load_run
+from harness.evidence.trace import parse_trace
 
 OTHER = "f" * 32
 JSON_FILES = {
@@ -263,6 +264,13 @@ def test_staged_audio_on_a_disk_that_fails(run_dir: Path, monkeypatch: pytest.Mo
     assert len(problems) == 2 and all("a file that cannot be read" in problem for problem in problems)
 
 
+def test_staged_audio_above_a_terabyte_is_not_read(run_dir: Path) -> None:
+    with (run_dir / "knowledge_audio/two.flac").open("wb") as file:
+        file.truncate(1 << 43)
+    (problem,) = load_run(run_dir).manifest_problems()
+    assert problem.endswith("expected a staged file of at most 1,099,511,627,776 bytes")
+
+
 def test_a_false_dataset_digest(run_dir: Path) -> None:
     edit_json(run_dir / FILES["manifest"], lambda value: value.update(dataset_digest="0" * 64))
     (problem,) = load_run(run_dir).manifest_problems()
@@ -350,7 +358,25 @@ def test_a_trace_on_a_disk_that_fails(run_dir: Path, monkeypatch: pytest.MonkeyP
 def test_a_line_without_end(run_dir: Path) -> None:
     with (run_dir / "trace.jsonl").open("wb") as file:
         file.truncate(1 << 29)
-    assert "expected a line of at most that" in error_of(run_dir, "trace")
+    assert "found more than 8,388,608 bytes, expected a line of at most that" in error_of(run_dir, "trace")
+
+
+def test_a_trace_has_a_limit(run_dir: Path) -> None:
+    with (run_dir / "trace.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    assert error_of(run_dir, "trace").endswith("expected the lane's trace of at most 1,073,741,824 bytes")
+
+
+def test_an_open_trace_must_be_whole_and_have_its_sketches_unless_it_is_said_not_to(run_dir: Path) -> None:
+    data = (run_dir / "trace.jsonl").read_bytes()
+    assert parse_trace(io.BytesIO(data), Path("here")).complete
+    with pytest.raises(EvidenceError, match="a whole trace"):
+        parse_trace(io.BytesIO(data[: data.index(b'{"kind": "end"')]), Path("here"))
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[-1].pop("sketch"))
+    data = (run_dir / "trace.jsonl").read_bytes()
+    with pytest.raises(EvidenceError, match="sketch: found no such key"):
+        parse_trace(io.BytesIO(data), Path("here"))
+    assert parse_trace(io.BytesIO(data), Path("here"), sketches=False).complete
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,15 @@ def test_an_end_that_is_not_the_checkpoints(run: RunEvidence) -> None:
         end_agrees(run.checkpoint, changed_end(run.trace, param={"more": 1.0}))
 
 
+def test_an_end_without_sketches_is_held_against_the_norm_of_each_tensor(run: RunEvidence) -> None:
+    end = {key: value for key, value in run.trace.end.items() if key != "sketch"}
+    end_agrees(run.checkpoint, replace(run.trace, end=end))
+    for name, norm in end["param"].items():
+        wrong = replace(run.trace, end={**end, "param": {**end["param"], name: 2 * norm}})
+        with pytest.raises(EvidenceError, match=f"{name}: norm: found"):
+            end_agrees(run.checkpoint, wrong)
+
+
 def test_a_tensor_of_zeros_agrees_with_zeros_and_nothing_else(run: RunEvidence) -> None:
     zeros = {name: np.zeros_like(value) for name, value in run.checkpoint.tensors.items()}
     checkpoint = replace(run.checkpoint, tensors=zeros)

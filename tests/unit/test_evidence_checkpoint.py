@@ -50,6 +50,10 @@ class Hostile:
         return os.system, (self.command,)
 
 
+class Opaque:
+    """An object that could be loaded only by running this module."""
+
+
 def test_the_lanes_own_layout(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"adapter": {"b": tensor(1, 2), "a": tensor(3)}, "meta": {"seed": 3, "lane": "x"}})
     found = read_checkpoint(path)
@@ -89,11 +93,13 @@ def test_tensors_of_other_kinds(tmp_path: Path) -> None:
         "parameter": torch.nn.Parameter(tensor(1)),
         "conjugate": torch.tensor([1 + 2j]).conj(),
         "bool": torch.tensor([True]),
+        "half": tensor(1, -2).half(),
         "empty": torch.zeros(0, 3),
         "scalar": torch.tensor(5, dtype=torch.int64),
     }
     found = read_checkpoint(saved(tmp_path / "a.pt", state)).tensors
     assert found["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["slice"].tolist() == [1, 2]
+    assert found["half"].dtype == np.float16 and found["half"].tolist() == [1, -2]
     assert found["conjugate"].tolist() == [1 - 2j] and found["empty"].shape == (0, 3) and found["scalar"] == 5
 
 
@@ -107,11 +113,18 @@ def test_a_large_checkpoint_is_mapped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_hostile_pickle_is_refused_unread(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"w": tensor(1), "x": Hostile(f"touch {tmp_path}/executed")})
     assert "refused unread, expected tensors and plain values only" in refused(path)
+    assert "GLOBAL posix.system" in refused(path) and "weights_only" not in refused(path)
     path.write_bytes(pickle.dumps(Hostile(f"touch {tmp_path}/executed")))
     assert "no readable archive" in refused(path)
     saved(path, {"w": Hostile(f"touch {tmp_path}/executed")}, _use_new_zipfile_serialization=False)
     assert "no readable archive" in refused(path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_what_is_refused_is_named_without_torchs_advice_to_load_it(tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "a.pt", {"x": Opaque()}))
+    assert "Unsupported global: GLOBAL " in message and "Opaque was not an allowed global" in message
+    assert "weights_only" not in message and "add_safe_globals" not in message
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -154,6 +167,75 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     assert "arrays of more bytes than are read" in refused(path)
 
 
+def forged(path: Path, member: str, *, unpacked: int, packed: int, hole: int = 0, compression: int = 0) -> Path:
+    """An archive of one member with these sizes in its directory, behind a hole that takes no place on the disk."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(member, b"\0" * 100)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"PK\x01\x02")
+    data[at + 20 : at + 28] = struct.pack("<II", packed, unpacked)
+    with path.open("wb") as file:
+        file.seek(hole)
+        file.write(data)
+    return path
+
+
+def test_files_above_the_limits_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert refused(path).endswith("expected a checkpoint of at most 17,179,869,184 bytes")
+    with pytest.raises(EvidenceError, match=r"expected an \.npy file of at most 2,147,483,648 bytes"):
+        read_array(path)
+
+
+def test_arrays_of_two_gigabytes_are_read_and_no_more(tmp_path: Path) -> None:
+    path = forged(tmp_path / "a.npz", "a.npy", unpacked=2 << 30, packed=100)
+    assert "a.npz: a: found no .npy header" in refused(path)
+    forged(path, "a.npy", unpacked=(2 << 30) + 1, packed=100)
+    assert "arrays of more bytes than are read, expected at most 2,147,483,648" in refused(path)
+
+
+def test_a_pickle_has_a_limit(tmp_path: Path) -> None:
+    limit = 64 << 20
+    path = forged(tmp_path / "a.pt", "a/data.pkl", unpacked=limit, packed=limit, hole=limit)
+    assert "a damaged checkpoint" in refused(path)
+    forged(path, "a/data.pkl", unpacked=limit + 1, packed=limit + 1, hole=limit + 1)
+    assert "'a/data.pkl' of 67,108,865 bytes, expected at most 67,108,864" in refused(path)
+
+
+def test_only_the_pickle_has_that_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.pt", {"w": tensor(*range(1000))})
+    monkeypatch.setattr("harness.evidence.checkpoint.PICKLE_LIMIT", 1000)
+    assert read_checkpoint(path).tensors["w"].nbytes == 4000
+
+
+def test_a_member_is_compressed_by_its_kind_or_by_its_sizes(tmp_path: Path) -> None:
+    path = forged(tmp_path / "a.pt", "a/data.pkl", unpacked=101, packed=100)
+    assert "the compressed member" in refused(path)
+    forged(path, "a/data.pkl", unpacked=100, packed=100, compression=zipfile.ZIP_DEFLATED)
+    assert "the compressed member" in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name(tmp_path: Path) -> None:
+    path = _saved_npz(tmp_path / "a.npz", w=np.arange(3.0))
+    data = path.read_bytes()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("w.npy", data)
+    assert "two members of one name" in refused(path)
+
+
+def test_a_checkpoint_on_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    path = saved(tmp_path / "a.pt", {"w": tensor(1)})
+    monkeypatch.setattr("harness.evidence.checkpoint.hashlib.file_digest", fail)
+    assert "a file that cannot be read ([Errno 5] Input/output error)" in refused(path)
+
+
 def test_members_that_overlap(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", {"w": tensor(1)})
     data = bytearray(path.read_bytes())
@@ -168,18 +250,35 @@ def test_a_view_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
     assert "a.pt: w: found 1,099,511,627,776 elements" in refused(path)
 
 
-def test_shared_storage_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.evidence.checkpoint.SHARING_LIMIT", 0)
-    assert "times the file's size" in refused(saved(tmp_path / "a.pt", {"w": tensor(1)}))
+def test_a_tensor_may_say_as_many_bytes_as_the_file_has(tmp_path: Path) -> None:
+    import torch
+
+    def claiming(count: int, kind: Any) -> Path:
+        return saved(tmp_path / "a.pt", {"w": torch.zeros(1, dtype=kind).expand(count)})
+
+    size = claiming(1000, torch.uint8).stat().st_size
+    assert claiming(size, torch.uint8).stat().st_size == size and len(read_checkpoint(tmp_path / "a.pt").tensors["w"])
+    assert f"{size + 1:,} elements" in refused(claiming(size + 1, torch.uint8))
+    assert "elements" in refused(claiming(size // 2, torch.float32)), "four bytes each"
 
 
 def test_tensors_may_share_storage_eight_times_over(tmp_path: Path) -> None:
-    whole = tensor(*range(10_000))
-    size = saved(tmp_path / "a.pt", {"0": whole}).stat().st_size
-    assert len(read_checkpoint(saved(tmp_path / "a.pt", {str(n): whole for n in range(8)})).tensors) == 8
-    shared = saved(tmp_path / "a.pt", {str(n): whole for n in range(16)})
-    assert 16 * whole.nbytes > 8 * shared.stat().st_size > 8 * size
-    assert "tensors of more than 8 times the file's size" in refused(shared)
+    import torch
+
+    def claiming(size: int, more: int) -> Path:
+        """A checkpoint whose tensors say that they hold eight times `size` bytes, and `more`."""
+        whole = torch.zeros(1, dtype=torch.uint8)
+        views = {f"view {n}": whole.expand(size) for n in range(8)}
+        rest = {"rest": torch.zeros(0, dtype=torch.uint8).expand(0) if not more else whole.expand(more)}
+        return saved(tmp_path / "a.pt", {"first": "text", **rest, **views, "last": "text"})
+
+    for more, allowed in ((0, True), (1, False)):
+        size = claiming(1000, more).stat().st_size
+        assert claiming(size, more).stat().st_size == size
+        if allowed:
+            assert len(read_checkpoint(tmp_path / "a.pt").tensors) == 9
+        else:
+            assert "tensors of more than 8 times the file's size" in refused(tmp_path / "a.pt")
 
 
 def test_plain_values_are_kept_and_others_named(tmp_path: Path) -> None:
@@ -203,6 +302,12 @@ def test_names_have_a_limit(tmp_path: Path) -> None:
     assert "names of their own" in refused(saved(tmp_path / "a.pt", {"w" * 4097: tensor(1)}))
 
 
+def test_values_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.evidence.checkpoint.NODES_LIMIT", 3)
+    assert read_checkpoint(saved(tmp_path / "a.pt", {"w": tensor(1), "lr": 0.1})).meta == {"lr": 0.1}
+    assert "nested without end" in refused(saved(tmp_path / "a.pt", {"w": tensor(1), "lr": 0.1, "n": 2}))
+
+
 def test_nesting_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cycle: dict[str, Any] = {"w": tensor(1)}
     cycle["self"] = cycle
@@ -223,11 +328,34 @@ def test_names_must_not_clash(tmp_path: Path) -> None:
     assert "a tensor without a digest" in refused(saved(tmp_path / "a.pt", {"a\0b": tensor(1)}))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch calls half of these kinds experimental
 def test_tensors_that_hold_no_plain_numbers(tmp_path: Path) -> None:
     import torch
 
-    for bad in (torch.eye(2).to_sparse(), torch.zeros(2, device="meta")):
-        assert "a.pt: w: found a tensor of torch.float32" in refused(saved(tmp_path / "a.pt", {"w": bad}))
+    for bad in (
+        torch.eye(2).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ):
+        message = refused(saved(tmp_path / "a.pt", {"w": bad}))
+        assert f"a.pt: w: found a tensor of {bad.dtype}" in message and message.endswith("expected a dense tensor")
+    message = refused(saved(tmp_path / "a.pt", {"w": torch.zeros(2, dtype=torch.complex32)}))
+    assert "a.pt: w: found a tensor of torch.complex32" in message and message.endswith("expected a tensor of numbers")
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, ValueError, MemoryError])
+def test_whatever_torch_raises_for_a_tensor_names_the_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    import torch
+
+    def fail(tensor: Any) -> Any:
+        raise error("not to be had")
+
+    path = saved(tmp_path / "a.pt", {"w": tensor(1)})
+    monkeypatch.setattr(torch.Tensor, "resolve_neg", fail)
+    assert "a.pt: w: found a tensor of torch.float32 (not to be had), expected a tensor of numbers" in refused(path)
 
 
 def test_npz(tmp_path: Path) -> None:
@@ -244,7 +372,7 @@ def test_npz(tmp_path: Path) -> None:
 def test_npz_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, w=np.array([Hostile(f"touch {tmp_path}/executed")], dtype=object), allow_pickle=True)
-    assert "w: found an array of object" in refused(path)
+    assert refused(path) == f"{path}: w: found an array of object, expected an array of numbers"
     np.savez(path, w=np.arange(1000.0))
     data = bytearray(path.read_bytes())
     data[2000] ^= 1
@@ -265,6 +393,7 @@ def npy(header: str) -> bytes:
         "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 10**99)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "1," * 65 + ")}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}",
         "{'descr': '<f4', 'fortran_order': False}",
         "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
@@ -351,6 +480,22 @@ def test_a_zip_archive_is_one_under_any_name(tmp_path: Path) -> None:
     assert read_checkpoint(path).tensors["w"].tolist() == [1.0, 2.0]
 
 
+def test_each_of_several_tensors_has_its_own_bytes(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    header = {name: {"dtype": "U8", "shape": [2], "data_offsets": [2 * n, 2 * n + 2]} for n, name in enumerate(names)}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_safetensors(header, bytes(range(8))))
+    assert [array.tolist() for array in read_checkpoint(path).tensors.values()] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_header_has_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    limit = 16 << 20
+    for length, says in ((limit, "expected strict JSON"), (limit + 1, "found a header of 16,777,217 bytes")):
+        path.write_bytes(length.to_bytes(8, "little") + b"\0" * (limit + 1))
+        assert says in refused(path)
+
+
 def _saved_npz(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
@@ -361,6 +506,8 @@ def _saved_npz(path: Path, **arrays: Any) -> Path:
     [
         (b"", "header"),
         (b"\xff" * 64, "header"),
+        (b"\1" + b"\0" * 7 + b"{", "a header of 1 bytes"),
+        (b"\3" + b"\0" * 7 + b"{}", "a header of 3 bytes in a file of 10"),
         (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 7), "truncated"),
         (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 9), "9 bytes"),
         (_safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"\0" * 12), "from 0 on"),
