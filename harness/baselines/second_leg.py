@@ -46,9 +46,9 @@ def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS, suffix: str = "
             files = sorted({repository / name for name in listing.split("\0") if name})
         except SecondLegUnavailable:
             files = sorted({file for path in named for file in (path, *path.rglob("*"))})
-        files = [file for file in files if file.is_symlink() or file.is_file()]
-        if any(not any(file.is_relative_to(path) for file in files) for path in named):
-            return Code(commit, dirty, "")
+    files = [file for file in files if file.is_symlink() or file.is_file()]
+    if any(not any(file.is_relative_to(path) for file in files) for path in named):
+        return Code(commit, dirty, "")
     blobs = [(Path(os.path.relpath(file, repository)).as_posix(), _blob(file)) for file in files]
     return Code(commit, dirty, _digest(blobs))
 
