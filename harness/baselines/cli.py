@@ -15,10 +15,14 @@ from harness.baselines.result import shown
 DEFAULT_ROOT = Path(__file__).resolve().parents[2] / "baselines"
 REFERENCE_SCHEMA = "lane_reference/1"
 _REFERENCE_LIMIT = 1 << 20
+_REFERENCE_FIELDS = {"title": str, "result": dict, "provenance": dict}
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command. Returns its exit code: 0, 1 when a file cannot be read or nothing is recorded, 2 for wrong usage."""
+    """The command. Returns its exit code: 0; 1 when a file cannot be read, or not one has the name that was asked for.
+
+    Raises SystemExit(2) for wrong usage.
+    """
     parser = argparse.ArgumentParser(
         prog="python3 -m harness baseline", description="What is recorded under baselines/."
     )
@@ -54,10 +58,12 @@ def _list(store: Store) -> int:
 
 def _show(store: Store, which: str | None) -> int:
     if which is None:
-        texts = [_baseline_text(baseline) for baseline in store.all()[0]]
+        baselines, broken = store.all()
+        texts = [_baseline_text(baseline) for baseline in baselines]
         texts += [_reference_text(path) for path in _references(store)]
+        texts += [f"unreadable: {line}" for line in broken]
         print("\n\n".join(texts) or f"nothing is recorded under {shown(store.root)}")
-        return 0
+        return 1 if broken else 0
     path = Path(which)
     if path.is_file():
         paths = [path]
@@ -79,7 +85,9 @@ def _baseline_text(baseline: Baseline) -> str:
     environment = ", ".join(f"{name.removeprefix('packages.')} {value}" for name, value in result.environment.items())
     changed = ", with changed files" if code.dirty else ""
     digests = key.model_digest[:12], key.dataset_digest[:12], key.settings_digest[:12]
-    evaluation = result.end_losses["evaluation loss"]
+    losses = [f"{step.loss:.10g} at step {step.step}" for step in (*result.steps[:1], *result.steps[1:][-1:])]
+    if "evaluation loss" in result.end_losses:
+        losses.append(f"{result.end_losses['evaluation loss']:.10g} in the evaluation")
     lines = [
         shown(baseline.path),
         f"  recorded       {baseline.provenance.recorded_at}: {baseline.provenance.reason}",
@@ -89,9 +97,8 @@ def _baseline_text(baseline: Baseline) -> str:
         "  of             model {}, data {}, settings {}".format(*digests),
         f"  settings       {', '.join(f'{name} {value}' for name, value in result.settings.items())}",
         f"  environment    {environment}",
-        f"  loss           {result.steps[0].loss:.10g} at step 1, {result.steps[-1].loss:.10g} at step "
-        f"{len(result.steps)}, {evaluation:.10g} in the evaluation",
-        f"  tokens digest  {result.tokens_digest}",
+        f"  loss           {', '.join(losses) or 'none'}",
+        f"  tokens digest  {result.tokens_digest or 'none'}",
         f"  tensor digest  {result.tensor_digest}",
         f"  tensors        {len(result.tensors)}",
         f"  tolerance      loss {baseline.tolerance.loss:g} (measured {baseline.tolerance.measured_loss:g}), tensors "
@@ -112,8 +119,11 @@ def _reference(path: Path) -> dict[str, Any]:
     """A published reference. Raises BaselineError for another file."""
     try:
         document = json.loads(path.read_bytes()[:_REFERENCE_LIMIT])
-        if document["schema"] != REFERENCE_SCHEMA or not isinstance(document["title"], str):
+        if document["schema"] != REFERENCE_SCHEMA:
             raise ValueError(f"schema {document['schema']!r}, expected {REFERENCE_SCHEMA!r}")
+        for name, kind in _REFERENCE_FIELDS.items():
+            if not isinstance(document[name], kind):
+                raise ValueError(f"expected a {kind.__name__} under {name!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise BaselineError(f"{path}: no valid reference: {error}") from None
     found: dict[str, Any] = document
@@ -130,7 +140,3 @@ def _reference_text(path: Path) -> str:
     for section in ("result", "provenance"):
         lines += [f"  {name:20} {value}" for name, value in document[section].items()]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
