@@ -232,6 +232,48 @@ def test_the_code_is_the_same_only_where_both_digests_are_known(
         assert verdict.kind == "regression" and verdict.notes[-1] == f"the environment is as recorded, {told} moved it"
 
 
+# Of the environment of an external lane little is known: that it is as recorded excuses nothing.
+
+FOREIGN = Toy(mode="external")
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "words"),
+    [
+        (OTHER_ENVIRONMENT, OTHER_CODE, "the environment differs, and so may the code; which of them"),
+        (FOREIGN.environment, OTHER_CODE, "the lane's code differs, and so may its environment; which of them"),
+        (FOREIGN.environment, Code("b" * 40, True, ""), "the lane's code may differ, and so may its environment;"),
+    ],
+)
+def test_an_external_lane_that_was_not_run_as_of_the_recording_accuses_nobody(
+    run: Run, store: Store, environment: dict[str, Any], code: Code, words: str
+) -> None:
+    recorded(run, store, FOREIGN)
+    here = FOREIGN.with_(noise=1e-4, environment=environment)
+    verdict = judge(run(here), store, lambda: run(here), None, code)
+    assert verdict.kind == "regression" and words in one_screen(verdict)
+
+
+@pytest.mark.parametrize("toy", [NATIVE, FOREIGN], ids=lambda toy: toy.mode)
+def test_of_an_external_lane_it_is_said_where_its_code_may_come_from(run: Run, store: Store, toy: Toy) -> None:
+    """A lane that is installed as a package would be run from the package as of any commit."""
+    recorded(run, store, toy)
+    here = toy.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)
+    for code in (CODE, OTHER_CODE):
+        verdict = judge(run(here), store, lambda: run(here), lambda baseline: run(here), code)
+        assert verdict.kind == "environment-moved" and "fails in the same way" in one_screen(verdict)
+        assert ("and not from an installed package" in verdict.text()) is (toy is FOREIGN and code is OTHER_CODE)
+
+
+@pytest.mark.parametrize("toy", [NATIVE, FOREIGN], ids=lambda toy: toy.mode)
+def test_an_external_lane_s_table_may_leave_out_what_moved_it(run: Run, store: Store, toy: Toy) -> None:
+    recorded(run, store, toy)
+    here = toy.with_(noise=1e-4)
+    verdict = judge(run(here), store, lambda: run(here), lambda baseline: run(here), CODE)
+    assert verdict.kind == "environment-moved" and "nothing that the provenance names" in one_screen(verdict)
+    assert ("that the lane's table does not name" in verdict.text()) is (toy is FOREIGN)
+
+
 def test_the_numeric_class_of_a_run_is_that_of_its_trace(run: Run) -> None:
     for toy in (TOY, NATIVE):
         result = compare_module.result_of_run(run(toy))
