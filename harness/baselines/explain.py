@@ -113,20 +113,17 @@ def explain_runs(a: Path, b: Path) -> Explanation:
     one, two = (_result(run) for run in runs)
     found = Explanation("runs", _described(one), _described(two))
     items = list(walk(one, two, BITS))
-    if one.values is not None and two.values is not None:
-        found.tensors = compare_tensors(in_memory(one.values), in_memory(two.values))
-        found.tensor_count = len(set(one.values) | set(two.values))
+    values = in_memory(one.values or {}), in_memory(two.values or {})
+    found.tensors = compare_tensors(*values)
+    found.tensor_count = len(set(values[0]) | set(values[1]))
     found.moved = [*moved(one, two), *settings_changed(one, two)]
     found.where = first_divergence(items, max(len(one.steps), len(two.steps)))
-    found.differ = found.where is not None or bool(found.tensors)
     # The tensors have a table of their own, with indices and values.
     found.items = [item for item in items if item.out_of_bounds and not (item.phase == "checkpoint" and item.tensor)]
     found.notes = [f"{r.source}: {part}: {why}" for r in (one, two) for part, why in r.unreadable.items()]
-    if found.where is None:
-        if found.tensors:
-            found.headline = f"the traces agree, the checkpoints differ: {_count(found)}"
-            found.cause = _tensor_cause(found.tensors, found.tensor_count)
+    if found.where is None:  # then no tensor differs either: their digests and norms are among the items
         return found
+    found.differ = True
     found.headline = f"the runs differ; {_count(found)}"
     found.cause = _provenance(one, two, found.moved) + likely_cause(found.where, one, two, items)
     found.notes += _course(one, two) + _data_notes(runs)
@@ -288,7 +285,7 @@ def _tensor_cause(tensors: Sequence[TensorDifference], count: int) -> str:
     values = sum(t.differing for t in tensors)
     if any(t.ulps is None and t.kind_a.startswith("float") for t in tensors):
         return "a value is not finite"
-    largest = max((t.ulps or 0 for t in tensors), default=0)
+    largest = max(t.ulps or 0 for t in tensors)
     only = f"one tensor only, {tensors[0].name}: " if len(tensors) == 1 and count > 1 else ""
     if values == 1 and largest == 1:
         return f"{only}one value by one ULP: it lies on a rounding boundary, or somebody changed it"
@@ -351,7 +348,3 @@ def _far(a: Any, b: Any) -> bool:
     from harness.numerics.sketch import sketch_distance
 
     return bool(a.sketch.shape == b.sketch.shape and sketch_distance(a.sketch, b.sketch) > 1e-9 * max(b.norm, 1e-300))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -47,10 +47,10 @@ TESTS = {
     "harness/evidence/run.py": "unit/test_evidence",
     "harness/evidence/checkpoint.py": "unit/test_evidence_checkpoint",
     "harness/baselines/snapshot.py": "unit/test_session_gates unit/test_baselines_workflow",
-    "harness/baselines/checkpoints.py": "unit/test_explain",
+    "harness/baselines/checkpoints.py": "unit/test_checkpoint_differences unit/test_explain",
     "harness/baselines/explain.py": "unit/test_explain",
-    "harness/baselines/cli.py": "unit/test_baselines_record unit/test_baselines_workflow",
-    "harness/baselines/second_leg.py": "unit/test_baselines_verdicts unit/test_baselines_record",
+    "harness/baselines/cli.py": "unit/test_baseline_cli",
+    "harness/baselines/second_leg.py": "unit/test_second_leg",
     "harness/evidence/errors.py": "unit/test_evidence_strict",
     "harness/evidence/strict.py": "unit/test_evidence_strict unit/test_evidence",
     "harness/evidence/report.py": "unit/test_evidence_strict",
@@ -74,6 +74,7 @@ OPERATORS = """
 IN_WORDS = """
     likely_cause rows row table text to_json _distance _text _short _far _counts _one_line _read_log recorded moved
     settings_changed _changes summary get_assert_diff unused_baselines _moved shown failure _outcome
+    _tensor_table _digits _described _count _baseline_text _reference_text
 """.split()
 IMPORTED_ONCE = (np, syrupy, torch)  # not by each fork
 
