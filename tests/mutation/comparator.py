@@ -39,7 +39,8 @@ TESTS = {
     "harness/baselines/guard.py": "property/test_guard unit/test_baselines_record",
     "harness/baselines/differences.py": "unit/test_differences property/test_compare unit/test_baselines_verdicts",
     "harness/baselines/compare.py": "unit/test_differences unit/test_baselines_verdicts unit/test_baselines_record",
-    "harness/baselines/result.py": "unit/test_differences unit/test_baselines_verdicts unit/test_baselines_record",
+    "harness/baselines/result.py": """
+        unit/test_differences unit/test_external_result unit/test_baselines_verdicts unit/test_baselines_record""",
     "harness/baselines/baseline.py": "unit/test_baseline_file unit/test_baselines_record",
     "harness/baselines/record.py": "unit/test_baselines_record",
     "harness/evidence/agreement.py": "unit/test_evidence_agreement",
