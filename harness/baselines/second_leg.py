@@ -157,7 +157,6 @@ def _git(repository: Path, *arguments: str, check: bool = True) -> str:
             ["git", "-C", str(repository), *arguments],
             env={**environment, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"},
             capture_output=True,
-            text=True,
             errors="replace",
             timeout=120,
             check=False,
