@@ -109,8 +109,17 @@ def open_checkpoint(path: Path) -> dict[str, Stored]:
 
 
 def in_memory(tensors: Mapping[str, Array]) -> dict[str, Stored]:
-    """Arrays, as `compare_tensors` takes them."""
-    return {name: Stored(array.dtype, array.shape, array) for name, array in sorted(tensors.items())}
+    """Arrays, as `compare_tensors` takes them; a complex one as its parts, `[..., 2]`: real and imaginary."""
+    found = {name: _real(array) for name, array in sorted(tensors.items())}
+    return {name: Stored(array.dtype, array.shape, array) for name, array in found.items()}
+
+
+def _real(array: Array) -> Array:
+    """The same values in this machine's byte order, so that equal values have equal bits; complex ones as two reals."""
+    native: Array = np.asarray(array, array.dtype.newbyteorder("="))
+    if native.dtype.kind == "c":
+        return np.stack([native.real, native.imag], axis=-1)
+    return native
 
 
 def compare_tensors(a: Mapping[str, Stored], b: Mapping[str, Stored]) -> list[TensorDifference]:

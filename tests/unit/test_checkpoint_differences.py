@@ -36,6 +36,11 @@ def difference(a: Any, b: Any, dtype: str = "float32") -> TensorDifference:
     return found
 
 
+def difference_of(a: Any, b: Any) -> TensorDifference:
+    (found,) = compare_tensors(in_memory({"x": a}), in_memory({"x": b}))
+    return found
+
+
 # What is said of two tensors.
 
 
@@ -114,6 +119,25 @@ def test_of_equal_differences_the_first_counts_and_a_smaller_one_never_does() ->
 def test_a_scalar_has_no_index() -> None:
     found = difference(1.0, 2.0)
     assert (found.kind_a.strip(), found.index, found.flat, found.size) == ("float32", (), 0, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16", "int64", "complex64", "complex128"])
+def test_equal_values_are_equal_in_any_byte_order(dtype: str) -> None:
+    little, big = (np.array([[1, 2, 3], [4, 5, 6]], np.dtype(dtype).newbyteorder(order)) for order in "<>")
+    assert compare_tensors(in_memory({"x": little}), in_memory({"x": big})) == []
+    big[1, 0] = 7
+    (found,) = compare_tensors(in_memory({"x": little}), in_memory({"x": big}))
+    assert (found.differing, found.index[:2], found.a, found.b) == (1, (1, 0), 4.0, 7.0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_values_are_compared_part_by_part(dtype: str) -> None:
+    found = difference_of(np.array([1 + 2j, 3 + 4j], dtype), np.array([1 + 2j, 3 + 5j], dtype))
+    assert (found.kind_a, found.index) == (f"float{32 if dtype == 'complex64' else 64} 2x2", (1, 1))
+    assert (found.differing, found.size, found.a, found.b) == (1, 4, 4.0, 5.0)
+    scalar = difference_of(np.array(1 + 2j, dtype), np.array(2 + 2j, dtype))
+    assert (scalar.index, scalar.a, scalar.b) == ((0,), 1.0, 2.0)
 
 
 def test_a_tensor_that_one_side_lacks_differs_as_a_whole() -> None:
