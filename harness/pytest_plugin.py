@@ -34,6 +34,7 @@ pytest.register_assert_rewrite("harness.gates")
 
 RUN_DIR = pytest.StashKey[Path]()
 LANE = pytest.StashKey[ExternalLane | None]()
+CODE = pytest.StashKey[Code]()
 APPLICABLE = pytest.StashKey["Applicable"]()
 NOT_APPLICABLE = "not applicable: "
 SUMMARY = pytest.StashKey[list[str]]()
@@ -114,12 +115,13 @@ def is_external(config: pytest.Config) -> bool:
 
 
 def lane_code(config: pytest.Config) -> Code:
-    """The code of the session's lane; its digest is empty where an external lane's table does not name its code."""
-    lane = config.stash.get(LANE, None)
-    if lane is None:
-        return code_of(config.rootpath)
-    code = code_of(config.rootpath, lane.code_paths, "")
-    return code if lane.code else dataclasses.replace(code, digest="")
+    """The code of the session's lane as it was at first asking; its digest is empty where an external lane's table does
+    not name its code."""
+    if CODE not in config.stash:
+        lane = config.stash.get(LANE, None)
+        code = code_of(config.rootpath) if lane is None else code_of(config.rootpath, lane.code_paths, "")
+        config.stash[CODE] = code if lane is None or lane.code else dataclasses.replace(code, digest="")
+    return config.stash[CODE]
 
 
 def run_directory(config: pytest.Config) -> Path:
@@ -168,6 +170,7 @@ def lane_process(
         with _terminal(config) as say:
             process = start(say)
             try:
+                lane_code(config)  # now, and not when the run has ended: git takes 0.1 s
                 yield lambda: _evidence(run_dir, process.wait().run_id)
             finally:
                 process.stop()

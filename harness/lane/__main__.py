@@ -559,7 +559,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--settings-table", action="store_true", help="print the settings as Markdown, and do not run")
     if parser.parse_args(arguments).settings_table:
-        print(settings_table())
+        say(settings_table())
         return 0
     logging.getLogger().addHandler(logging.NullHandler())  # else an error before there is a log goes to the terminal
     prepare_streams()
@@ -596,5 +596,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    gc.freeze()  # at its end Python would look through all that torch made: 0.3 s (measured)
-    sys.exit(code)
+    # All is written and said. What Python would do now is take apart all that torch made: 0.13 s (measured).
+    os._exit(code)
