@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,6 @@ from harness.lane.files import atomic_write
 from harness.lane.resample import Resampler
 from harness.lane.settings import Settings
 from harness.numerics.digest import array_digest, tensor_digest
-
-ENCODE_BATCH = 2  # chunks encoded at once; more leave the cache and take up to 2.5 times as long a chunk (measured)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,15 @@ def tokenise(
     def check_latent(module: Any, arguments: Any, latent: torch.Tensor) -> None:
         # The nearest codebook entry of a NaN is some entry: without this, the tokens would look like any others.
         if not bool(torch.isfinite(latent).all()):
-            near = f"{sources[-len(waiting)][0][:12]} from sample {sources[-len(waiting)][1]:,} on"
+            raise FloatingPointError
+
+    def encode(source: tuple[str, int], samples: NDArray[np.float64]) -> torch.Tensor:
+        wave = torch.from_numpy(samples)[None, None].to(parameter.device, parameter.dtype)
+        try:
+            with torch.no_grad():
+                codes: torch.Tensor = codec.encode(wave.expand(-1, codec.channels, -1))[0]
+        except FloatingPointError:
+            near = f"{source[0][:12]} from sample {source[1]:,} on"
             raise LaneError(
                 "tokenise",
                 "non_finite",
@@ -129,21 +137,24 @@ def tokenise(
                 "look for damage in the model's compression_state_dict.bin",
                 status="failed",
                 exit_code=2,
-            )
+            ) from None
+        return codes.cpu()
 
     watch = (codec.encoder if hasattr(codec, "encoder") else codec.model.encoder).register_forward_hook(check_latent)
     codes: list[torch.Tensor] = []
     sources: list[tuple[str, int]] = []
-    waiting: list[NDArray[np.float64]] = []
-    for digest, start, samples in all_chunks():
-        sources.append((digest, start))
-        waiting.append(samples)
-        if len(waiting) == ENCODE_BATCH or len(sources) == total:
-            wave = torch.from_numpy(np.stack(waiting))[:, None].to(parameter.device, parameter.dtype)
-            with torch.no_grad():
-                codes.append(codec.encode(wave.expand(-1, codec.channels, -1))[0].cpu())
-            waiting.clear()
-            report(len(sources), total)
+    encoding: deque[Future[torch.Tensor]] = deque()
+    # Each chunk is one thread's, and more of them are not at work: two threads that share one take 1.25 times as long,
+    # and four chunks at once, which leave the cache, 1.3 times (measured, as is that the tokens are the same).
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        for digest, start, samples in all_chunks():
+            sources.append((digest, start))
+            encoding.append(workers.submit(encode, sources[-1], samples))
+            while len(encoding) > (threads if len(sources) < total else 0):
+                codes.append(encoding.popleft().result())
+                report(len(codes), total)
+    torch.set_num_threads(threads)
     watch.remove()
     return TokenSet(torch.cat(codes), sources)
 

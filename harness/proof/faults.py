@@ -88,7 +88,7 @@ def one_of_each_family() -> list[Fault]:
     return [next(fault for fault in faults() if fault.family == family) for family in FAMILIES]
 
 
-ENCODE = "codes.append(codec.encode(wave.expand(-1, codec.channels, -1))[0].cpu())"
+ENCODE = "codec.encode(wave.expand(-1, codec.channels, -1))[0]"
 MONO = "block.mean(axis=1)"
 CODED = "return TokenSet(torch.cat(codes), sources)"
 LIST_SORTED = "return sorted(found, key=os.fsencode)"
@@ -99,8 +99,8 @@ REAL = "real = source.resolve()\n    digest = file_sha256(real)"
 def _data() -> Iterator[Fault]:
     yield Fault(
         "random codes", "random codes in place of the audio's", "data",
-        (lane("tokens.py", ENCODE, "codes.append(torch.randint(0, 256, (len(waiting), 4, wave.shape[-1] // hop), "
-                                   "generator=torch.Generator().manual_seed(len(codes))))"),),
+        (lane("tokens.py", ENCODE, "torch.randint(0, 256, (1, 4, wave.shape[-1] // hop), "
+                                   "generator=torch.Generator().manual_seed(source[1]))"),),
         TOKENS, "are not the codec's tokens of the audio",
     )  # fmt: skip
     yield Fault(
