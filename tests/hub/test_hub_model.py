@@ -210,3 +210,24 @@ def test_without_a_hub_it_says_so_within_half_a_minute(endpoint: str, tmp_path: 
     assert_refused(ended, "model_not_cached", MODEL, "state_dict.bin", str(tmp_path / "home"))
     for repository in (MODEL, CODEC, TEXT):
         assert f"hf download {repository}" in ended.status["next_unblock_action"]
+
+
+def test_gates_do_not_ask_the_hub_themselves(tmp_path: Path) -> None:
+    """The lane has said why it cannot have the model; loading it for the gates would try for half a minute more."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("LANE_")}
+    nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0"}
+    asked = tmp_path / "asked"
+    spy = tmp_path / "spy.py"
+    spy.write_text(
+        "import sys\n"
+        f"sys.addaudithook(lambda event, of: open({str(asked)!r}, 'a').write(of[0] + chr(10)) "
+        "if event == 'socket.getaddrinfo' else None)\n"
+    )
+    gate = str(ROOT / "tests" / "smoke" / "test_meaning.py")
+    options = ["-m", "smoke", "-p", "no:cacheprovider", "-p", "spy", f"--lane-run-dir={tmp_path / 'run'}"]
+    environment = {**ours, **nowhere, "LANE_MODEL": MODEL, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", gate, *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "model_not_cached" in done.stdout
+    assert not asked.exists(), asked.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.evidence import RunEvidence
+from harness.evidence import EvidenceError, RunEvidence
+from harness.lane.hub import ask_the_hub_no_more
 from harness.pytest_plugin import is_external
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +24,11 @@ def model(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence
     if is_external(request.config):
         return None
     try:
+        name = os.environ.get("LANE_MODEL")
+        if name and not Path(name).exists():  # one from the hub: the lane downloads it, or says why it cannot
+            if reason := lane_process().failure():
+                return EvidenceError(reason)
+            ask_the_hub_no_more()
         return load_model()
     except Exception as error:  # the lane meets the same trouble and says what it is
         return error
