@@ -115,8 +115,8 @@ def is_external(config: pytest.Config) -> bool:
 
 
 def lane_code(config: pytest.Config) -> Code:
-    """The code of the session's lane as it was at first asking; its digest is empty where an external lane's table does
-    not name its code."""
+    """The code of the session's lane as it was when the run began; its digest is empty where an external lane's table
+    does not name its code."""
     if CODE not in config.stash:
         lane = config.stash.get(LANE, None)
         code = code_of(config.rootpath) if lane is None else code_of(config.rootpath, lane.code_paths, "")
@@ -170,11 +170,12 @@ def lane_process(
         with _terminal(config) as say:
             process = start(say)
             try:
-                lane_code(config)  # now, and not when the run has ended: git takes 0.1 s
+                lane_code(config)  # now, and not when the run has ended
                 yield lambda: _evidence(run_dir, process.wait().run_id)
             finally:
                 process.stop()
     else:
+        lane_code(config)
         worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
         worker_output["lane_run_dir"] = str(run_dir)
         result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"

@@ -47,11 +47,12 @@ class Stored:
     array: Array | None = None
     path: Path | None = None
     offset: int = 0
+    parts_of: str = ""  # the kind of the complex tensor whose real and imaginary parts these are
 
     @property
     def kind(self) -> str:
         """`float32 128x64`."""
-        return f"{dtype_name(self.dtype)} {'x'.join(map(str, self.shape))}"
+        return self.parts_of or f"{dtype_name(self.dtype)} {'x'.join(map(str, self.shape))}"
 
     @property
     def size(self) -> int:
@@ -110,16 +111,17 @@ def open_checkpoint(path: Path) -> dict[str, Stored]:
 
 def in_memory(tensors: Mapping[str, Array]) -> dict[str, Stored]:
     """Arrays, as `compare_tensors` takes them; a complex one as its parts, `[..., 2]`: real and imaginary."""
-    found = {name: _real(array) for name, array in sorted(tensors.items())}
-    return {name: Stored(array.dtype, array.shape, array) for name, array in found.items()}
+    return {name: _stored(array) for name, array in sorted(tensors.items())}
 
 
-def _real(array: Array) -> Array:
-    """The same values in this machine's byte order, so that equal values have equal bits; complex ones as two reals."""
+def _stored(array: Array) -> Stored:
+    # In this machine's byte order, so that equal values have equal bits.
     native: Array = np.asarray(array, array.dtype.newbyteorder("="))
-    if native.dtype.kind == "c":
-        return np.stack([native.real, native.imag], axis=-1)
-    return native
+    found = Stored(native.dtype, native.shape, native)
+    if native.dtype.kind != "c":
+        return found
+    parts = np.stack([native.real, native.imag], axis=-1)
+    return Stored(parts.dtype, parts.shape, parts, parts_of=found.kind)
 
 
 def compare_tensors(a: Mapping[str, Stored], b: Mapping[str, Stored]) -> list[TensorDifference]:

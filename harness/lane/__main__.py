@@ -150,6 +150,7 @@ def run_lane(settings: Settings, run: Run) -> None:
     tokens = tokenise(settings, manifest, codec, lambda done, total: go_on(f"TOKENS {done} {total}"))
     write_tokens(settings.tokens_path, tokens)
     run.values["tokens_digest"] = tokens.digest()
+    model.compression_model = codec = None  # its memory, 0.23 GB of encodec_32khz, is the training's now
 
     run.enter("adapt")
     adapter_dtype = dtype if settings.device == "cpu" else torch.float32
@@ -326,6 +327,9 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
     elif short == "too_many_open_files":
         code, action = short, "raise the limit (ulimit -n), and run it again"
         cause = f"{where}no more files can be opened in step {run.step} ({text})"
+    elif short == "too_many_threads":
+        code, action = short, "raise the limit (ulimit -u), and run it again"
+        cause = f"no more threads can be started in step {run.step} ({text})"
     elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         code, action = "disk_full", "free space, or set LANE_RUN_DIR"
         where = where or (f"{show(run.settings.run_dir)}: " if run.settings else "")
@@ -559,7 +563,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--settings-table", action="store_true", help="print the settings as Markdown, and do not run")
     if parser.parse_args(arguments).settings_table:
-        say(settings_table())
+        print(settings_table(), flush=True)
         return 0
     logging.getLogger().addHandler(logging.NullHandler())  # else an error before there is a log goes to the terminal
     prepare_streams()
@@ -596,5 +600,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    # All is written and said. What Python would do now is take apart all that torch made: 0.13 s (measured).
+    # All is written and said. What Python would do now is take apart all that torch made: 0.13 s (measured). Who wants
+    # to see what it does at exit (a profiler's file) calls main().
     os._exit(code)

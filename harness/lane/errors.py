@@ -12,17 +12,21 @@ OUT_OF_MEMORY = re.compile(
     re.I,
 )
 OUT_OF_FILES = re.compile("too many open files", re.I)
+OUT_OF_THREADS = re.compile("can't start new thread", re.I)
 
 
 def shortage(error: BaseException | None) -> str | None:
-    """``out_of_memory`` or ``too_many_open_files`` where the machine's limits, and nothing else, are behind ``error``;
-    else None. Libraries report them in many ways: as an exception's type, its number, or in the text of a cause."""
+    """``out_of_memory``, ``too_many_open_files`` or ``too_many_threads`` where the machine's limits, and nothing else,
+    are behind ``error``; else None. Libraries report them in many ways: as an exception's type, its number, or in the
+    text of a cause."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or number == errno.ENOMEM or OUT_OF_MEMORY.search(str(error)):
             return "out_of_memory"
         if number in (errno.EMFILE, errno.ENFILE) or OUT_OF_FILES.search(str(error)):
             return "too_many_open_files"
+        if OUT_OF_THREADS.search(str(error)):
+            return "too_many_threads"
         error = error.__cause__ or error.__context__
     return None
 

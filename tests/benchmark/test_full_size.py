@@ -13,15 +13,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.lane.settings import VARIABLES
 from harness.numerics.modes import environment_pins
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 SCRIPT = Path(__file__).with_name("full_size.py")
+ROOT = SCRIPT.parents[2]
 
 
 def measured(*arguments: str) -> dict[str, Any]:
@@ -53,3 +56,38 @@ def test_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             for dtype in ("float32", "float64"):
                 rate = codec[f"{dtype}_frames_a_second"]
                 print(f"codec ({codec['parameters']:,} parameters), {dtype}: {rate:.0f} frames/s")
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("transformers", "sentencepiece")),
+    reason="not installed: transformers or sentencepiece (pip install '.[hub]')",
+)
+def test_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of facebook/musicgen-small with its defaults, and the gates that need no recording, from a cache of the
+    real layout at the true sizes: language model, EnCodec and T5, their weights made up."""
+    theirs = {*VARIABLES, "AUDIOCRAFT_CACHE_DIR"}
+    ours = {name: value for name, value in os.environ.items() if name not in theirs}
+    environment = {**ours, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    audio = ROOT / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
+    cache = [sys.executable, str(ROOT / "tests" / "support" / "hub_cache.py"), str(tmp_path / "home"), str(audio)]
+    built = subprocess.run([*cache, "--true-size"], env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-3000:]
+    gates = [str(ROOT / "tests" / "smoke" / f"test_{name}.py") for name in ("gates", "meaning")]
+    smoke = [sys.executable, "-m", "pytest", "-m", "smoke", "-q", "-p", "no:cacheprovider", *gates]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*smoke, f"--lane-run-dir={tmp_path / 'run'}"],
+        env={**environment, "LANE_MODEL": "facebook/musicgen-small"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    status = json.loads((tmp_path / "run" / "train_status.json").read_text())
+    with capsys.disabled():
+        print(f"\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+        print("\n".join(line for line in done.stdout.splitlines() if "ESTIMATE" in line or " passed" in line))
+        peak = status["peak_memory_bytes"] / 1e9
+        print(f"the whole smoke run: {seconds:.0f} s (bar 600); the lane's peak memory {peak:.2f} GB")

@@ -183,6 +183,25 @@ def test_signal_everywhere(signum: int, tmp_path: Path, expected: bytes, capsys:
     assert_next_run_is_clean(tmp_path, expected)
 
 
+# Chunks that take longer to encode than any test may take, and a signal meanwhile.
+SLOW = """
+import os, signal, threading, time
+from harness.lane import tokens
+real = tokens.tokenise
+def tokenise(settings, manifest, codec, report):
+    codec.encode = lambda wave: time.sleep(3600)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return real(settings, manifest, codec, report)
+tokens.tokenise = tokenise
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_signal_does_not_wait_for_chunks_that_are_being_encoded(threads: str, tmp_path: Path) -> None:
+    ended = lane_child.run(tmp_path, {**FEW, "LANE_THREADS": threads}, plant=SLOW, timeout=100)
+    lane_child.assert_refused(ended, "interrupted", "SIGTERM", "step tokenise", exit_code=143, status="interrupted")
+
+
 # A signal that comes when the trace's file is open, and nobody has promised yet to close it.
 TOO_EARLY = """
 import os, signal

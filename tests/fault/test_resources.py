@@ -200,6 +200,21 @@ def test_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert precious.read_text() == "do not touch"
 
 
+NO_THREAD = """
+from concurrent.futures import ThreadPoolExecutor
+def submit(*arguments):
+    raise RuntimeError("can't start new thread")
+ThreadPoolExecutor.submit = submit
+"""
+
+
+def test_no_thread_can_be_started(tmp_path: Path) -> None:
+    """What Python says when a limit on processes is reached; root, as which tests may run, has no such limit."""
+    ended = lane_child.run(tmp_path, FEW, plant=NO_THREAD)
+    assert_orderly(ended, "too_many_threads")
+    assert "ulimit -u" in ended.status["next_unblock_action"]
+
+
 @pytest.mark.parametrize("number", [5, 6])
 def test_no_file_descriptors_left(number: int, tmp_path: Path) -> None:
     """With 5, nothing can be opened once the lock is held; with 6, not what torch imports."""

@@ -47,6 +47,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def spy(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A pytest plugin ``spy`` that writes the names that its process looks up to the first; the second finds it."""
+    asked = folder / "asked"
+    (folder / "spy.py").write_text(
+        "import sys\n"
+        f"sys.addaudithook(lambda event, of: open({str(asked)!r}, 'a').write(str(of[0]) + chr(10)) "
+        "if event == 'socket.getaddrinfo' else None)\n"
+    )
+    return asked, {"PYTHONPATH": str(folder)}
+
+
 def cached(home: Path, repository: str) -> Path:
     """A repository's folder in the cache."""
     return home / "hub" / f"models--{repository.replace('/', '--')}"
@@ -55,13 +66,17 @@ def cached(home: Path, repository: str) -> Path:
 def test_all_gates_hold(home: Path, tmp_path: Path) -> None:
     """`LANE_MODEL=facebook/musicgen-small pytest -m smoke`: every gate but the four that need a recorded baseline."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("LANE_")}
-    environment = {**ours, "LANE_MODEL": MODEL, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    asked, spying = spy(tmp_path)
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.invalid"}
+    environment = {**ours, **spying, **online, "LANE_MODEL": MODEL, "HF_HOME": str(home)}
     gates = [str(ROOT / "tests" / "smoke" / f"test_{name}.py") for name in ("gates", "meaning")]
     options = [
         "-m",
         "smoke",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "spy",
         f"--lane-run-dir={tmp_path}",
         f"--junitxml={tmp_path}/junit.xml",
     ]
@@ -72,6 +87,7 @@ def test_all_gates_hold(home: Path, tmp_path: Path) -> None:
     for absent in (" failed", " skipped", " error"):
         assert absent not in done.stdout.splitlines()[-1], done.stdout[-2000:]
     assert (tmp_path / "checkpoints" / "tts_voice_train_musicgen_small.pt").is_file()
+    assert not asked.exists(), f"everything is in the cache, and the gates asked {asked.read_text()}"
 
 
 def quick(home: Path, run_dir: Path, **settings: str) -> Ended:
@@ -216,16 +232,10 @@ def test_gates_do_not_ask_the_hub_themselves(tmp_path: Path) -> None:
     """The lane has said why it cannot have the model; loading it for the gates would try for half a minute more."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("LANE_")}
     nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0"}
-    asked = tmp_path / "asked"
-    spy = tmp_path / "spy.py"
-    spy.write_text(
-        "import sys\n"
-        f"sys.addaudithook(lambda event, of: open({str(asked)!r}, 'a').write(of[0] + chr(10)) "
-        "if event == 'socket.getaddrinfo' else None)\n"
-    )
+    asked, spying = spy(tmp_path)
     gate = str(ROOT / "tests" / "smoke" / "test_meaning.py")
     options = ["-m", "smoke", "-p", "no:cacheprovider", "-p", "spy", f"--lane-run-dir={tmp_path / 'run'}"]
-    environment = {**ours, **nowhere, "LANE_MODEL": MODEL, "PYTHONPATH": str(tmp_path)}
+    environment = {**ours, **spying, **nowhere, "LANE_MODEL": MODEL}
     command = [sys.executable, "-m", "pytest", gate, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

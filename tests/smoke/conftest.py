@@ -12,6 +12,7 @@ import pytest
 
 from harness.evidence import EvidenceError, RunEvidence
 from harness.lane.hub import ask_the_hub_no_more
+from harness.lane.settings import is_shipped
 from harness.pytest_plugin import is_external
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,8 +25,8 @@ def model(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence
     if is_external(request.config):
         return None
     try:
-        name = os.environ.get("LANE_MODEL")
-        if name and not Path(name).exists():  # one from the hub: the lane downloads it, or says why it cannot
+        # Of another model some part may be on the hub: the lane downloads it, or says why it cannot.
+        if not is_shipped(os.environ.get("LANE_MODEL", "")):
             if reason := lane_process().failure():
                 return EvidenceError(reason)
             ask_the_hub_no_more()

@@ -1,28 +1,49 @@
-"""A hub cache as ``hf download`` leaves it, for small models with made-up weights: files, links and classes are the
-real ones.
+"""A hub cache as ``hf download`` leaves it, with made-up weights: files, links and classes are the real ones.
+
+    python tests/support/hub_cache.py HF_HOME AUDIO [--true-size]
 
 The three repositories that facebook/musicgen-small needs: its own two files as audiocraft exports them (the codec's
 names another repository), the codec as transformers' EncodecModel, and t5-base as a T5 encoder with a tokenizer that
 was trained on a few sentences. The language model is trained for a moment on the codec's tokens, so that a loss means
-something.
+something; at its true size only the heads are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL, CODEC, TEXT = "facebook/musicgen-small", "facebook/encodec_32khz", "t5-base"
-CARD, CODEBOOKS = 64, 4
+CODEBOOKS = 4
 SENTENCES = (
     "a narration by Auntie Dottie",
     "the quick brown fox jumps over the lazy dog",
     "she sells sea shells by the sea shore",
     "how much wood would a woodchuck chuck if a woodchuck could chuck wood",
     "a calm voice reads a long story to a quiet room in the evening",
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the codec (``card`` entries a codebook), the language model and the text encoder."""
+
+    card: int
+    filters: int
+    hidden: int
+    dim: int
+    heads: int
+    layers: int
+    text: dict[str, int]
+
+
+SMALL = Sizes(64, 4, 16, 64, 4, 2, {"vocab_size": 128, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2})
+TRUE = Sizes(
+    2048, 64, 128, 1024, 16, 24, {"vocab_size": 32128, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
 )
 
 # facebook/musicgen-small's own configuration, but for the sizes (dim 1024, 16 heads, 24 layers, card 2048 there).
@@ -102,7 +123,7 @@ def add(cache: Path, repository: str, files: dict[str, bytes]) -> Path:
     return snapshot
 
 
-def build(home: Path, audio: Path) -> Path:
+def build(home: Path, audio: Path, sizes: Sizes = SMALL) -> Path:
     """Build the cache under ``home`` (``HF_HOME``) and return it. ``audio``: speech at 32 kHz, for the codec's
     codebooks and the language model."""
     import numpy as np
@@ -111,15 +132,16 @@ def build(home: Path, audio: Path) -> Path:
 
     torch.manual_seed(0)
     cache = home / "hub"
-    add(cache, TEXT, text_encoder(home / "text"))
-    wave, rate = soundfile.read(audio, frames=32_000 * 24, dtype="float32", always_2d=True)
+    add(cache, TEXT, text_encoder(home / "text", sizes))
+    seconds = 24 if sizes is SMALL else 48  # of audio, so that there are as many latents as a codebook has entries
+    wave, rate = soundfile.read(audio, frames=32_000 * seconds, dtype="float32", always_2d=True)
     assert rate == 32_000, f"{audio} is at {rate} Hz"
-    waves = torch.from_numpy(np.ascontiguousarray(wave.mean(axis=1))).view(12, 1, -1)
-    codec, codes = codec_files(home / "codec", waves)
+    waves = torch.from_numpy(np.ascontiguousarray(wave.mean(axis=1))).view(seconds // 2, 1, -1)
+    codec, codes = codec_files(home / "codec", waves, sizes)
     add(cache, CODEC, codec)
-    config = LM_CONFIG.format(card=CARD, dim=64, heads=4, layers=2)
+    config = LM_CONFIG.format(card=sizes.card, dim=sizes.dim, heads=sizes.heads, layers=sizes.layers)
     add(cache, MODEL, {"compression_state_dict.bin": packed({"pretrained": CODEC, "exported": True})})
-    add(cache, MODEL, {"state_dict.bin": packed(language_model(config, cache, codes))})
+    add(cache, MODEL, {"state_dict.bin": packed(language_model(config, codes, heads_only=sizes is TRUE))})
     return home
 
 
@@ -135,7 +157,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def text_encoder(folder: Path) -> dict[str, bytes]:
+def text_encoder(folder: Path, sizes: Sizes) -> dict[str, bytes]:
     """t5-base's files: a T5 encoder of its width (audiocraft relies on that), and its kind of tokenizer."""
     import sentencepiece
     import torch
@@ -163,12 +185,11 @@ def text_encoder(folder: Path) -> dict[str, bytes]:
         tokenizer = T5Tokenizer(str(folder / "spiece.model"), extra_ids=0, legacy=False)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(1)
-    config = T5Config(vocab_size=128, d_model=768, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
-    T5EncoderModel(config).save_pretrained(folder)
+    T5EncoderModel(T5Config(d_model=768, **sizes.text)).save_pretrained(folder)
     return read_all(folder)
 
 
-def codec_files(folder: Path, waves: Any) -> tuple[dict[str, bytes], Any]:
+def codec_files(folder: Path, waves: Any, sizes: Sizes) -> tuple[dict[str, bytes], Any]:
     """encodec_32khz's files, and the tokens of ``waves`` ``[batch, 1, samples]``: int64 ``[batch, codebooks, frames]``.
 
     The codebooks hold latents of real audio, so that tokens follow what is heard.
@@ -177,13 +198,13 @@ def codec_files(folder: Path, waves: Any) -> tuple[dict[str, bytes], Any]:
     from transformers import EncodecConfig, EncodecModel
 
     config = EncodecConfig(
-        target_bandwidths=[50 * CODEBOOKS * 6 / 1000],  # frames a second, codebooks, bits of one token
+        target_bandwidths=[50 * CODEBOOKS * (sizes.card.bit_length() - 1) / 1000],  # frames a second, codebooks, bits
         sampling_rate=32_000,
         upsampling_ratios=[8, 5, 4, 4],
-        num_filters=4,
-        hidden_size=16,
-        codebook_dim=16,
-        codebook_size=CARD,
+        num_filters=sizes.filters,
+        hidden_size=sizes.hidden,
+        codebook_dim=sizes.hidden,
+        codebook_size=sizes.card,
         norm_type="weight_norm",
         num_lstm_layers=2,
         use_causal_conv=False,
@@ -193,17 +214,17 @@ def codec_files(folder: Path, waves: Any) -> tuple[dict[str, bytes], Any]:
     torch.manual_seed(2)
     model = EncodecModel(config).eval()
     with torch.no_grad():
-        residual = model.encoder(waves).transpose(1, 2).reshape(-1, 16)
+        residual = model.encoder(waves).transpose(1, 2).reshape(-1, sizes.hidden)
         for layer in list(model.quantizer.layers)[:CODEBOOKS]:
             book = layer.codebook
-            book.embed.copy_(residual[torch.randperm(len(residual))[:CARD]])
+            book.embed.copy_(residual[torch.randperm(len(residual))[: sizes.card]])
             residual = residual - book.decode(book.encode(residual))
         codes = model.encode(waves, None, config.target_bandwidths[0])[0][0]
     model.save_pretrained(folder)
     return read_all(folder), codes
 
 
-def language_model(config: str, cache: Path, codes: Any) -> dict[str, Any]:
+def language_model(config: str, codes: Any, *, heads_only: bool) -> dict[str, Any]:
     """``state_dict.bin``'s content: the model that audiocraft builds from ``config``, in float16 as on the hub."""
     import torch
 
@@ -225,7 +246,10 @@ def language_model(config: str, cache: Path, codes: Any) -> dict[str, Any]:
         lm.condition_provider.tokenize([ConditioningAttributes(text={"description": "speech"})] * 4)
     )
     conditions = {name: (value.detach(), mask) for name, (value, mask) in conditions.items()}
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=3e-3)
+    trained = lm.linears if heads_only else lm
+    lm.requires_grad_(False)
+    trained.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
     for step in range(40):
         batch = codes[torch.arange(step * 4, step * 4 + 4) % len(codes)]
         output = lm.compute_predictions(batch, [], conditions)
@@ -239,4 +263,4 @@ def language_model(config: str, cache: Path, codes: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     import sys
 
-    print(build(Path(sys.argv[1]), Path(sys.argv[2])))
+    print(build(Path(sys.argv[1]), Path(sys.argv[2]), TRUE if "--true-size" in sys.argv else SMALL))

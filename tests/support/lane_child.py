@@ -24,7 +24,7 @@ SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
 ONE_THREAD = {"LANE_THREADS": "1"}  # short runs, often two at once
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 ROOT = Path(__file__).resolve().parents[2]
-LANE = "import sys; from harness.lane.__main__ import main; sys.exit(main())"
+LANE = "import os; from harness.lane.__main__ import main; os._exit(main())"
 
 
 def environment(run_dir: Path, settings: Mapping[str, str | bytes] | None = None) -> dict[str, Any]:
