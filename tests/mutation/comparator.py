@@ -74,9 +74,9 @@ OPERATORS = """
 """.split()
 # These put what was found into words, or choose what is shown of it; nothing passes or fails by them.
 IN_WORDS = """
-    likely_cause rows row table text to_json _distance _text _short _far _counts _one_line _read_log recorded moved
-    settings_changed _changes summary get_assert_diff unused_baselines _moved shown failure _outcome
-    _tensor_table _digits _described _count _baseline_text _reference_text
+    likely_cause rows row table text to_json _distance _text _short _far _counts _one_line _read_log recorded
+    summary get_assert_diff unused_baselines _moved shown _tensor_table _digits _described _count
+    _baseline_text _reference_text
 """.split()
 IMPORTED_ONCE = (np, syrupy, torch)  # not by each fork
 

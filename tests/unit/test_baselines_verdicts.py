@@ -164,6 +164,22 @@ def test_regression_when_code_and_environment_both_moved(run: Run, store: Store)
     assert verdict.kind == "regression" and "environment and code both moved" in one_screen(verdict)
 
 
+@pytest.mark.parametrize(
+    ("packages", "moved"),
+    [({"torch": "2.13.0", "triton": "3.5"}, "triton none → 3.5"), ({}, "torch 2.13.0 → none")],
+)
+def test_a_package_on_one_side_alone_moves_the_environment(
+    run: Run, store: Store, packages: dict[str, str], moved: str
+) -> None:
+    """So the code is not accused unheard."""
+    recorded(run, store, TOY)
+    here = TOY.with_(rate_factor=1.01, environment={"packages": packages, "threads": 1})
+    verdict = judge(run(here), store, lambda: run(here), None, OTHER_CODE)
+    assert verdict.kind == "regression" and list(verdict.moved) == [f"packages.{moved}"]
+    text = one_screen(verdict)
+    assert "which of them moved it is not known" in text and "the environment is as recorded" not in text
+
+
 def test_a_second_leg_that_cannot_be_run_is_said_and_decides_nothing(run: Run, store: Store) -> None:
     recorded(run, store, TOY)
     here = TOY.with_(noise=1e-4, environment=OTHER_ENVIRONMENT)

@@ -17,7 +17,9 @@ from harness.baselines.differences import (
     Item,
     Rule,
     first_divergence,
+    moved,
     rounding,
+    settings_changed,
     walk,
 )
 from harness.baselines.result import EXTERNAL, PARTS, Key, Result, StepResult, TensorResult, kind_of, norm_of, total
@@ -324,6 +326,26 @@ def test_a_key_s_digest_is_that_of_its_fields_in_the_order_of_their_names() -> N
     )
     assert RESULT.key.digest() == hashlib.sha256(text.encode()).hexdigest()
     assert RESULT.key.differing(Key("experimental", "native", "m", "d", "s", "c")) == ["mode", "numeric_class"]
+
+
+def test_what_one_side_alone_has_is_among_what_moved() -> None:
+    one = dataclasses.replace(RESULT, environment={"numpy": "2", "torch": "1"}, settings={"rank": "4", "steps": "3"})
+    two = dataclasses.replace(RESULT, environment={"torch": "1", "triton": "3"}, settings={"seed": "0", "steps": "3"})
+    assert moved(two, one) == ["numpy 2 → none", "triton none → 3"]
+    assert moved(one, two) == ["numpy none → 2", "triton 3 → none"]
+    assert settings_changed(two, one) == ["rank 4 → none", "seed none → 0"]
+    assert moved(one, one) == settings_changed(one, one) == []
+
+
+@pytest.mark.parametrize(
+    ("obtained", "expected", "changes"),
+    [("d", "c", ["numeric class c → d"]), ("c", "c", []), ("", "c", []), ("c", "", []), ("", "", [])],
+)
+def test_the_numeric_class_moved_where_both_sides_have_another(
+    obtained: str, expected: str, changes: list[str]
+) -> None:
+    sides = [dataclasses.replace(RESULT, numeric_class=numeric_class) for numeric_class in (obtained, expected)]
+    assert moved(*sides) == changes
 
 
 def test_norms_are_those_of_all_values() -> None:

@@ -471,6 +471,27 @@ class TestFailure:
         (run_dir / "exit_code.txt").mkdir()
         assert "the lane exited with an exit code that cannot be read" in str(load_run(run_dir).failure())
 
+    def test_the_status_and_the_exit_code(self, run_dir: Path) -> None:
+        """The report, which tells the same story, is left out where the status is there."""
+        (run_dir / "exit_code.txt").write_text("1\n")
+        report = run_dir / "train_report.txt"
+        report.write_text(report.read_text().replace("objective_status: completed", "objective_status: failed"))
+        failure = self.failed(run_dir).failure()
+        reasons = "in step train: loss_not_finite: nan; next: look; the lane exited with 1"
+        assert failure == f"the lane ended as failed {reasons}; log: {run_dir / 'lane.log'}"
+
+    def test_is_cut_where_it_is_long(self, run_dir: Path) -> None:
+        self.failed(run_dir)
+        edit_json(run_dir / "train_status.json", lambda value: value.update(root_cause="x" * 1000))
+        failure = load_run(run_dir).failure()
+        assert failure is not None
+        reason, log = failure.split("; log: ")
+        assert len(reason) == 500 and reason.endswith("x…") and log == str(run_dir / "lane.log")
+
+    def test_is_cut_where_its_log_is_far(self, tmp_path: Path) -> None:
+        failure = load_run(tmp_path.joinpath(*["d" * 200] * 4)).failure()
+        assert failure is not None and len(failure) == 1600 and failure.endswith("…")
+
     def test_nothing_left(self, tmp_path: Path) -> None:
         failure = load_run(tmp_path).failure()
         assert failure is not None and "train_status.json: found no such file" in failure

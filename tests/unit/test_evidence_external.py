@@ -159,6 +159,42 @@ class TestStatus:
         assert external(tmp_path, exit_code=code).status["status"] == status
 
 
+class TestFailure:
+    """Why an external lane failed, in one line."""
+
+    @pytest.mark.parametrize(
+        ("code", "ended"), [(1, "exited with 1"), (-1, "was killed by SIGHUP"), (None, "did not end")]
+    )
+    def test_from_the_exit_code_where_the_lane_writes_no_status(
+        self, code: int | None, ended: str, tmp_path: Path
+    ) -> None:
+        assert external(tmp_path).failure() is None
+        run = external(tmp_path, exit_code=code, ended=ended)
+        assert run.failure() == f"the lane mine {ended}; log: {run.log_path}"
+
+    def test_from_the_status_with_its_cause_where_it_names_one(self, tmp_path: Path) -> None:
+        run = with_status(tmp_path, {"state": "stopped"})
+        found = "/lane/status.json: state: found stopped, expected done"
+        assert run.failure() == f"{found}; log: {run.log_path}"
+        assert with_status(tmp_path, {"state": "stopped", "root_cause": "disk"}).failure() == (
+            f"{found}: text 'disk'; log: {run.log_path}"
+        )
+        assert with_status(tmp_path, {"state": "done", "root_cause": "disk"}).failure() is None
+
+    def test_from_both(self, tmp_path: Path) -> None:
+        run = with_status(tmp_path, {"state": "stopped"}, exit_code=1, ended="exited with 1")
+        found = "/lane/status.json: state: found stopped, expected done"
+        assert run.failure() == f"the lane mine exited with 1; {found}; log: {run.log_path}"
+
+    def test_an_unreadable_status_is_no_success(self, tmp_path: Path) -> None:
+        assert "found 1" in str(with_status(tmp_path, {"state": 1}).failure())
+
+    def test_is_cut_where_it_is_long(self, tmp_path: Path) -> None:
+        run = external(tmp_path, exit_code=1, ended="x" * 1000)
+        reason, log = str(run.failure()).split("; log: ")
+        assert len(reason) == 500 and reason.endswith("x…") and log == str(run.log_path)
+
+
 class TestReport:
     def test_begins_with_the_lanes_own_line(self, tmp_path: Path) -> None:
         run = external(tmp_path, outputs={"report": given("report.txt")}, report_begin="=== MINE ===")
