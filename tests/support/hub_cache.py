@@ -217,7 +217,9 @@ def codec_files(folder: Path, waves: Any, sizes: Sizes) -> tuple[dict[str, bytes
         residual = model.encoder(waves).transpose(1, 2).reshape(-1, sizes.hidden)
         for layer in list(model.quantizer.layers)[:CODEBOOKS]:
             book = layer.codebook
-            book.embed.copy_(residual[torch.randperm(len(residual))[: sizes.card]])
+            chosen = residual[torch.randperm(len(residual))[: sizes.card]]
+            # Apart from each other: of entries that are as near as a rounding, float32 and float64 take another one.
+            book.embed.copy_(chosen + residual.std() * torch.randn(chosen.shape))
             residual = residual - book.decode(book.encode(residual))
         codes = model.encode(waves, None, config.target_bandwidths[0])[0][0]
     model.save_pretrained(folder)
@@ -249,7 +251,7 @@ def language_model(config: str, codes: Any, *, heads_only: bool) -> dict[str, An
     trained = lm.linears if heads_only else lm
     lm.requires_grad_(False)
     trained.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-4 if heads_only else 3e-3)
     for step in range(40):
         batch = codes[torch.arange(step * 4, step * 4 + 4) % len(codes)]
         output = lm.compute_predictions(batch, [], conditions)
