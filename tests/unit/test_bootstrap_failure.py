@@ -117,6 +117,8 @@ def test_a_signal_ends_the_set_up_with_a_report_and_leaves_no_process(checkout: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that a script runs in the background ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
         while not (marker.exists() and marker.read_text()):
