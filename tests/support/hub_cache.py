@@ -218,8 +218,9 @@ def codec_files(folder: Path, waves: Any, sizes: Sizes) -> tuple[dict[str, bytes
         for layer in list(model.quantizer.layers)[:CODEBOOKS]:
             book = layer.codebook
             chosen = residual[torch.randperm(len(residual))[: sizes.card]]
-            # Apart from each other: of entries that are as near as a rounding, float32 and float64 take another one.
-            book.embed.copy_(chosen + residual.std() * torch.randn(chosen.shape))
+            # Of 2048 latents some are as near to each other as a rounding, and float32 and float64 take another one.
+            apart = residual.std() * torch.randn(chosen.shape) if sizes is TRUE else 0.0
+            book.embed.copy_(chosen + apart)
             residual = residual - book.decode(book.encode(residual))
         codes = model.encode(waves, None, config.target_bandwidths[0])[0][0]
     model.save_pretrained(folder)
