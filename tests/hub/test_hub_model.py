@@ -228,14 +228,17 @@ def test_without_a_hub_it_says_so_within_half_a_minute(endpoint: str, tmp_path: 
         assert f"hf download {repository}" in ended.status["next_unblock_action"]
 
 
-def test_gates_do_not_ask_the_hub_themselves(tmp_path: Path) -> None:
-    """The lane has said why it cannot have the model; loading it for the gates would try for half a minute more."""
+@pytest.mark.parametrize("named", [True, False], ids=["name", "directory"])
+def test_gates_do_not_ask_the_hub_themselves(named: bool, home: Path, tmp_path: Path) -> None:
+    """Also of a model in a directory whose codec and text encoder are on the hub. The lane has said why it cannot have
+    the model; loading it for the gates would try for half a minute more."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("LANE_")}
     nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "https://hub.invalid", "HF_HUB_OFFLINE": "0"}
     asked, spying = spy(tmp_path)
     gate = str(ROOT / "tests" / "smoke" / "test_meaning.py")
     options = ["-m", "smoke", "-p", "no:cacheprovider", "-p", "spy", f"--lane-run-dir={tmp_path / 'run'}"]
-    environment = {**ours, **spying, **nowhere, "LANE_MODEL": MODEL}
+    model = MODEL if named else str(cached(home, MODEL) / "snapshots" / COMMIT)
+    environment = {**ours, **spying, **nowhere, "LANE_MODEL": model}
     command = [sys.executable, "-m", "pytest", gate, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
