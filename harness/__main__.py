@@ -47,10 +47,6 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do", False),
     "explain": Command("harness.baselines.explain:main", "where two runs, checkpoints, or a baseline part", True),
     "baseline": Command("harness.baselines.cli:main", "show or list what is recorded", True),
-    "sensitivity": Command("harness.proof.sensitivity:main", "how small a change is seen; a table", True),
-    "universality": Command("harness.proof.universality:main", "prove that the digest holds everywhere; a table", True),
-    "mutation": Command("harness.proof.mutation:main", "seed faults, and see which gates notice; a table", True),
-    "false-alarms": Command("harness.proof.false_alarms:main", "clean runs under all that must not matter", True),
     "changed": Command(
         "harness.present.changed:changed", "whether the lane changed against a base, and by what", False
     ),

@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from harness.proof.copies import ROOT, changed_copy
-from harness.proof.faults import FAMILIES, Fault, faults, one_of_each_family
-from harness.proof.mutation import outcome, read_rows
+from proof.copies import ROOT, changed_copy
+from proof.faults import FAMILIES, Fault, faults, one_of_each_family
+from proof.mutation import outcome, read_rows
 
 
 def campaign(results: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The command, in a process of its own: it forks, which a process with threads must not."""
-    command = [sys.executable, "-m", "harness.proof.mutation", "--results", str(results), *options]
+    command = [sys.executable, "tests/proof", "mutation", "--results", str(results), *options]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from harness.proof.detection import document
-from harness.proof.false_alarms import Case, cases, good, hindrance
-from harness.proof.faults import faults
-from harness.proof.mutation import COLUMNS, Trial, fits
+from proof.detection import document
+from proof.false_alarms import Case, cases, good, hindrance
+from proof.faults import faults
+from proof.mutation import COLUMNS, Trial, fits
 
 MADE = {"date": "2026-02-03", "commit": "0123456789ab"}
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from harness.proof.copies import ROOT, Edit
-from harness.proof.sensitivity import CASES
+from proof.copies import ROOT, Edit
+from proof.sensitivity import CASES
 
 
 @pytest.mark.parametrize("edit", [edit for case in CASES for edit in case.edits], ids=lambda edit: edit.old[:40])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.proof.copies import Edit
+from proof.copies import Edit
 
 LANE = "harness/lane/"
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""``python3 -m harness universality``: the shipped lane on every way to compute that can be had, against the baseline.
+"""``python tests/proof universality``: the shipped lane on every way to compute that can be had, against the baseline.
 
 Each case is one whole run in universal mode. Results are kept in a file of JSON lines, so that the command can be
 stopped, and extended by cases that take minutes (an emulated processor) or gigabytes (another torch release).
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from proof.copies import ROOT, Edit, changed_copy
 
 from harness.baselines.baseline import Store
 from harness.baselines.compare import compare
@@ -26,7 +27,6 @@ from harness.baselines.guard import GUARD
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
-from harness.proof.copies import ROOT, Edit, changed_copy
 
 FOREACH = Edit("harness/lane/optimizer.py", "            fused=True,\n", "            foreach=True,\n")
 DOCUMENT = ROOT / "docs" / "universality.md"
@@ -126,7 +126,7 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# One digest on every machine: the proof",
         "",
-        "Written by `python3 -m harness universality`; do not edit. Each row is one whole run of the shipped lane in",
+        "Written by `python tests/proof universality`; do not edit. Each row is one whole run of the shipped lane in",
         "universal mode, compared with the recorded baseline. *Drift*: the largest difference of a float64",
         "parameter from an unpinned run on the machine that made it. *Flips*: float32 parameters that came",
         "out rounded the other way; all of them are positions that the baseline lists as guarded, or the verdict",
@@ -159,7 +159,7 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> int:
     """The command; returns 0 if every case matches, 1 otherwise."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m harness universality",
+        prog="python tests/proof universality",
         description="Run the shipped lane on every way to compute that can be had, and write docs/universality.md.",
     )
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "universality.jsonl", help="kept results")

@@ -1,4 +1,4 @@
-"""``python3 -m harness sensitivity``: how small a change the comparison sees, and which changes it rightly does not.
+"""``python tests/proof sensitivity``: how small a change the comparison sees, and which changes it rightly does not.
 
 Each case is one whole run of the shipped lane from a copy of the code with one small edit: once in universal mode
 against the recorded baseline, once in float32 against a recording from another numeric class, where only the
@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proof.copies import ROOT, Edit, changed_copy
+from proof.universality import FOREACH
+
 from harness.baselines.baseline import Code, Store
 from harness.baselines.compare import Verdict, compare
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
-from harness.proof.copies import ROOT, Edit, changed_copy
-from harness.proof.universality import FOREACH
 
 DOCUMENT = ROOT / "docs" / "sensitivity.md"
 TRAINER = "harness/lane/trainer.py"
@@ -118,7 +119,7 @@ def row(case: Case, native: Store, scratch: Path) -> tuple[str, bool, bool]:
 def main(arguments: Sequence[str]) -> int:
     """The command; returns 0 if every case in universal mode is as it must be, 1 otherwise."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m harness sensitivity",
+        prog="python tests/proof sensitivity",
         description="Run the lane with small changes, see which the comparison sees, and write docs/sensitivity.md.",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT; writes nothing")
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
         lines = [
             "# How small a change the comparison sees",
             "",
-            "Written by `python3 -m harness sensitivity`; do not edit. Each row is the shipped lane, from a copy of",
+            "Written by `python tests/proof sensitivity`; do not edit. Each row is the shipped lane, from a copy of",
             "the code with one small edit: in universal mode against the recorded baseline, and in native float32",
             "against a recording from another numeric class (ATen's default kernels): only tolerances decide there.",
             "*Where* is the first difference; *distance* the largest one that counts (relative for losses, relative to",

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from proof.copies import ROOT, Edit, changed_copy
+
 from harness.numerics.modes import environment_pins
-from harness.proof.copies import ROOT, Edit, changed_copy
 
 ONE_THREAD = {"LANE_THREADS": "1"}  # what is preloaded was loaded for one, and trials run side by side
 CHECKOUT = ("conftest.py", "pyproject.toml", "tests/smoke")

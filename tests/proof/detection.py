@@ -7,36 +7,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.proof import false_alarms, mutation, recordings
-from harness.proof.copies import ROOT
-from harness.proof.faults import FAMILIES, Fault, faults
-from harness.proof.mutation import Trial, read_rows
+from proof import false_alarms, mutation, recordings
+from proof.copies import ROOT
+from proof.faults import FAMILIES, Fault, faults
+from proof.mutation import Trial, read_rows
 
 DOCUMENT = ROOT / "docs" / "detection.md"
-# What needs words: a fault that one of the columns cannot catch, and why; by fault and column.
-EXPLAINED: dict[tuple[str, str], str] = {}
-# Added by hand, once for each mutant of the comparison that the tests leave alive: what it is, and why it may live.
-MUTANTS = ROOT / "docs" / "mutants.json"
-MUTANT_COLUMNS = ("file", "function", "change", "why it may live")
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def write() -> None:
-    """Write the page from what is kept."""
+def main(arguments: list[str]) -> int:
+    """Write the page from what is kept; returns 0."""
     DOCUMENT.write_text(document(read_rows(mutation.RESULTS), read_rows(false_alarms.RESULTS, "case")))
     print(f"wrote {DOCUMENT}")
+    return 0
 
 
 def document(trials: Rows, clean: Rows) -> str:
     """The page."""
-    return "\n".join([*_top(), *_faults(trials), *_clean(clean), *_comparator()]) + "\n"
+    return "\n".join([*_top(), *_faults(trials), *_clean(clean)]) + "\n"
 
 
 def _top() -> Iterator[str]:
     yield "# The harness as a detector: what was measured"
     yield ""
-    yield "Written by `python3 -m harness mutation` and `python3 -m harness false-alarms`; do not edit."
+    yield "Written by `python tests/proof mutation` and `python tests/proof false-alarms`; do not edit."
     yield ""
 
 
@@ -49,7 +45,7 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield "## Seeded faults"
     yield ""
     yield "Each fault is a small textual change of a copy of the lane, and a whole run of it. It counts as caught only"
-    yield "if the gate that is named here is red and its message holds the words given in `harness/proof/faults.py`; a"
+    yield "if the gate that is named here is red and its message holds the words given in `tests/proof/faults.py`; a"
     yield "crash of the changed lane counts as nothing. *Classic*: the four gates that such lanes usually have (report"
     yield "completed, finite loss, non-empty checkpoint, status completed). *Universal*: the exact part of the recorded"
     yield "baseline, and our other gates. *Float32*: nothing is recorded for this numeric class, so that there is the"
@@ -72,8 +68,6 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for fault in every:
         yield _row(fault, rows)
-    yield ""
-    yield from (f"* **{name}** ({column}): {why}" for (name, column), why in EXPLAINED.items())
     yield ""
     yield "Data: " + "; ".join(f"*{name}* is {what}" for name, what in recordings.DATA_SETS.items()) + "."
     yield ""
@@ -135,27 +129,6 @@ def _clean(rows: Rows) -> Iterator[str]:
     for row in emulated:
         yield f"{row['case']}: the comparison with the baseline says `{row['verdict']}` ([table](universality.md))."
     yield ""
-
-
-def _comparator() -> Iterator[str]:
-    if not MUTANTS.exists():
-        return
-    kept = json.loads(MUTANTS.read_text())
-    yield "## The comparison itself"
-    yield ""
-    yield kept["how"]
-    yield ""
-    yield "| " + " | ".join(kept["columns"]) + " |"
-    yield "|" + "---|" * len(kept["columns"])
-    for cells in kept["files"]:
-        yield "| " + " | ".join(map(str, cells)) + " |"
-    yield ""
-    if kept["alive"]:
-        yield "| " + " | ".join(MUTANT_COLUMNS) + " |"
-        yield "|" + "---|" * len(MUTANT_COLUMNS)
-        for cells in kept["alive"]:
-            yield "| " + " | ".join(cells) + " |"
-        yield ""
 
 
 def _when(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-
-from harness.proof.copies import ROOT
+from proof.copies import ROOT
 
 SHIPPED = ROOT / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
 SHIPPED_MODEL = ROOT / "data" / "musicgen_nano"

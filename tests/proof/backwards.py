@@ -1,4 +1,4 @@
-"""A pytest plugin (`-p harness.proof.backwards`): tests in the opposite order."""
+"""A pytest plugin (`-p proof.backwards`): tests in the opposite order."""
 
 from __future__ import annotations
 
