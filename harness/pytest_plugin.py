@@ -322,7 +322,7 @@ def _show_progress(line: str, say: Callable[[str], None]) -> None:
         done, total = rest.split()
         if done == total:
             say(f"lane: tokenised {total} chunks")
-    elif word in ("FAILED", "SKIPPED", "ESTIMATE", "DOWNLOAD", "RESUMED"):
+    elif word in ("FAILED", "SKIPPED", "EQUAL", "ESTIMATE", "DOWNLOAD", "RESUMED"):
         say(f"lane: {word} {rest}")
 
 

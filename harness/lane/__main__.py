@@ -108,12 +108,14 @@ def run_lane(settings: Settings, run: Run) -> None:
     narration = check_narration(settings)
 
     run.enter("prepare")
-    from harness.lane.dataset import prepare_dataset, read_manifest
+    from harness.lane.dataset import prepare_dataset, read_manifest, same_content
 
     manifest = prepare_dataset(settings, narration) if settings.run_prepare else read_manifest(settings)
     run.values |= {"dataset_digest": manifest["dataset_digest"], "manifest_entry_count": len(manifest["entries"])}
-    for line in manifest.get("skipped", []):
+    for line in [*manifest["skipped"], *manifest["left_out"]]:
         say(f"SKIPPED {line}")
+    for line in same_content(manifest):
+        say(f"EQUAL {line}")
     if not settings.run_train:
         raise LaneError(
             "train", "training_not_asked_for", "RUN_TRAIN=0: prepared, not trained", "set RUN_TRAIN=1", exit_code=0

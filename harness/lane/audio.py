@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import math
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -90,6 +93,27 @@ def check_regular_file(path: Path) -> int:
     return status.st_size
 
 
+class _From(io.FileIO):
+    """The bytes of a file from ``start`` to ``end`` (0: its end), without its name: libsndfile goes by the content."""
+
+    def __init__(self, path: Path, start: int, end: int = 0) -> None:
+        super().__init__(path)
+        self.name = ""
+        self._start, self._end = start, end or super().seek(0, os.SEEK_END)
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
+        return super().seek(max(self._start, base + offset)) - self._start
+
+    def tell(self) -> int:
+        return super().tell() - self._start
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        return super().readinto(view[: max(0, self._end - super().tell())])
+
+
 class AudioStream:
     """One decoding of one file, in blocks; what was decoded is checked against the container when it ends.
 
@@ -108,10 +132,13 @@ class AudioStream:
             )
         try:
             self._promise = read_promise(path, size)
-            self._file = soundfile.SoundFile(os.fsencode(path))
+            self._raw = _From(path, self._promise.start, self._promise.end)
         except DefectError as defect:
-            raise self._bad(defect.code, str(defect), AGAIN) from None
+            raise self._bad(defect.code, str(defect), _mend(path, defect.code)) from None
+        try:
+            self._file = soundfile.SoundFile(self._raw)
         except (soundfile.SoundFileError, OSError) as error:
+            self._raw.close()
             if shortage(error):
                 raise
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
@@ -137,6 +164,7 @@ class AudioStream:
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         self._file.close()
+        self._raw.close()
 
     def __enter__(self) -> AudioStream:
         return self
@@ -173,6 +201,9 @@ class AudioStream:
             mixed = block.mean(axis=1)  # what is trained on: two channels of opposite sign are silence
             lowest, highest = min(lowest, float(mixed.min())), max(highest, float(mixed.max()))
             yield block
+        if total == 0 and self._promised:
+            found = f"says that it holds no samples, and {self._promised:,} follow: it was written to a pipe or cut off"
+            raise self._bad("audio_no_samples", found, _mend(self.path, "audio_unverifiable"))
         if total == 0:
             raise self._bad("audio_no_samples", "holds no samples", "put the recording there again")
         if abs(total - self._promised) > self._promise.slack:
@@ -184,7 +215,21 @@ class AudioStream:
                 f"its samples have MD5 {md5.hexdigest()}, and its header says {(self._promise.md5 or b'').hex()}",
                 "copy it again; if the samples are right and the header is wrong, re-encode it: flac -d, then flac",
             )
+        if self._promise.rest:
+            code = "audio_more_than_promised"
+            raise self._bad(code, self._promise.rest, _mend(self.path, code))
         self.facts = AudioFacts(total, self.sample_rate, self.channels, lowest, highest)
+
+
+def _mend(path: Path, code: str) -> str:
+    """The next command for a file that may be whole, and that the lane cannot read whole."""
+    words = {
+        "audio_unsupported": "convert it: ",
+        "audio_unverifiable": "encode it again: ",
+        "audio_more_than_promised": "make one file of each recording in it, or one of all (MP3 and Ogg): ",
+    }
+    name = show(path)
+    return f"{words[code]}ffmpeg -i {shlex.quote(name)} {shlex.quote(name + '.flac')}" if code in words else AGAIN
 
 
 def _flac_bytes(block: NDArray[np.int32], bits: int) -> bytes:

@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.containers import kind_of
 from harness.lane.errors import LaneError
 from harness.lane.files import TEMPORARY_PREFIX, file_sha256, show, write_json
 from harness.lane.settings import Settings
 
 SCHEMA = "voice_dataset/1"
+NOT_READ = ("audio_undecodable", "audio_unsupported", "audio_empty")
+# What names say that it is audio. Of these, a file that is none stops the run if the lane reads its kind (SUFFIXES).
+NAMED_AUDIO = (
+    *SUFFIXES,
+    *(".wave .rf64 .w64 .bwf .aif .aiff .aifc .caf .au .snd .oga .opus .spx .mp2 .mpga".split()),
+    *(".m4a .m4b .mp4 .aac .3gp .amr .gsm .vox .raw .pcm .wma .ac3 .ape .wv .tta .mpc .voc".split()),
+)
+MAC_NOTES = "._"  # a Mac's notes on the file whose name follows: no recording
 LARGEST_MANIFEST = 100_000_000  # bytes; a longer one is cut, and then no JSON
 
 
@@ -30,10 +39,10 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
     what is trained on. Raises LaneError (step ``prepare``) for a bad file, or when no file is left.
     """
     sources = find_audio(settings)
-    staging = settings.audio_dir.resolve()
+    staging, root = settings.audio_dir.resolve(), settings.source_dir and settings.source_dir.resolve()
     for source in sources:
         # What an earlier run staged is removed below: it must not be the recording itself.
-        if source.resolve().is_relative_to(staging):
+        if _real(source).is_relative_to(staging):
             found = f"lies in {show(settings.audio_dir)}, where the lane stages its copies and removes them"
             raise bad_audio(
                 source,
@@ -46,18 +55,27 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
     settings.audio_dir.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     skipped: list[str] = []
+    left_out: list[str] = []
     narration_path = settings.audio_path.resolve()
     for source in sources:
+        is_narration = _real(source) == narration_path
         try:
-            facts = narration if source.resolve() == narration_path else inspect_audio(source, "prepare")
+            if root and source.is_symlink():
+                _check_link(source, root)
+            facts = narration if is_narration else inspect_audio(source, "prepare")
             if facts.seconds < settings.chunk_seconds:
                 found = f"lasts {facts.seconds:.3g} s; one chunk is {settings.chunk_seconds:g} s"
                 raise bad_audio(
                     source, "audio_too_short", found, "remove it, or set a smaller LANE_CHUNK_SECONDS", "prepare"
                 )
         except LaneError as error:
+            if error.code in NOT_READ and source.suffix.lower() not in SUFFIXES and not is_narration:
+                left_out.append(f"{error.cause}; {error.action}")
+                continue
+            error.step = "prepare"
+            if is_narration:
+                raise
             if not settings.skip_bad_files:
-                error.step = "prepare"
                 error.action += "; or set LANE_SKIP_BAD_FILES=1 to leave such files out"
                 raise
             skipped.append(error.cause)
@@ -68,7 +86,7 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
         raise LaneError(
             "prepare",
             "dataset_empty",
-            f"{show(where)}: no usable {' '.join(SUFFIXES)} file in it" + (f" ({len(skipped)} bad)" if skipped else ""),
+            f"{show(where)}: no usable recording in it" + (f" ({len(skipped)} bad)" if skipped else ""),
             "put at least one recording there, or set KNOWLEDGE_SOURCE_DIR",
         )
     entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))
@@ -80,6 +98,7 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
         "dataset_digest": dataset_digest([entry["sha256"] for entry in entries]),
         "entries": entries,
         "skipped": skipped,
+        "left_out": left_out,
     }
     write_json(settings.manifest_path, manifest)
     return manifest
@@ -90,12 +109,23 @@ def dataset_digest(digests: list[str]) -> str:
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(digests)).encode()).hexdigest()
 
 
-def find_audio(settings: Settings) -> list[Path]:
-    """Every audio file to stage. Links are followed only to files inside the source folder; the staging folder is left
-    out.
+def same_content(manifest: dict[str, Any]) -> list[str]:
+    """One line for each content that several entries of a manifest have, naming them."""
+    sources: dict[str, list[str]] = {}
+    for entry in manifest["entries"]:
+        sources.setdefault(entry["sha256"], []).append(entry["source"])
+    return [
+        f"{' and '.join(sorted(names))}: the same content; each is trained on"
+        for names in sources.values()
+        if len(names) > 1
+    ]
 
-    Raises LaneError for a source folder that is missing or unreadable, for a link to a folder or out of the folder, and
-    for an AUDIO_PATH that would not be among the files.
+
+def find_audio(settings: Settings) -> list[Path]:
+    """Every file of the source folder that is audio by its content or its name, and every link to a folder.
+
+    The staging folder and git's own are left out. Raises LaneError for a source folder that is missing or unreadable,
+    and for an AUDIO_PATH that would not be among the files.
     """
     if settings.source_dir is None:
         return [settings.audio_path]
@@ -124,20 +154,13 @@ def find_audio(settings: Settings) -> list[Path]:
     found: list[Path] = []
     for folder, names, files in os.walk(root, onerror=unreadable):
         here = Path(folder)
-        names[:] = [name for name in names if (here / name).resolve() not in (staging, run_dir)]
+        names[:] = [name for name in names if name != ".git" and _real(here / name) not in (staging, run_dir)]
         if settings.manifest_path.name in files and here != root:
             names.clear()  # where another run staged its copies: each recording would count twice
             continue
-        for name in [*names, *files]:
-            path = here / name
-            if path.is_symlink() and (name in names or path.suffix.lower() in SUFFIXES):
-                _check_link(path, real_root)
-        found += [
-            here / name
-            for name in files
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(TEMPORARY_PREFIX)
-        ]
-    if settings.audio_path.exists() and settings.audio_path.resolve() not in {path.resolve() for path in found}:
+        found += [here / name for name in names if (here / name).is_symlink()]
+        found += [here / name for name in files if not name.startswith(TEMPORARY_PREFIX) and _is_audio(here / name)]
+    if settings.audio_path.exists() and settings.audio_path.resolve() not in {_real(path) for path in found}:
         raise LaneError(
             "prepare",
             "narration_outside_source",
@@ -146,6 +169,21 @@ def find_audio(settings: Settings) -> list[Path]:
             "unset KNOWLEDGE_SOURCE_DIR to train on AUDIO_PATH alone, or move the recording into the folder",
         )
     return sorted(found, key=os.fsencode)
+
+
+def _real(path: Path) -> Path:
+    """Where ``path`` leads; a loop of links leads nowhere, without an exception."""
+    return Path(os.path.realpath(path))
+
+
+def _is_audio(path: Path) -> bool:
+    """Whether a file is audio by its name, or by its content where that can be read."""
+    if path.suffix.lower() in NAMED_AUDIO and not path.name.startswith(MAC_NOTES):
+        return True
+    try:
+        return stat.S_ISREG(path.stat().st_mode) and kind_of(path) != ""
+    except OSError:
+        return False
 
 
 def _check_link(path: Path, root: Path) -> None:
@@ -197,11 +235,12 @@ def _stage(settings: Settings, source: Path, facts: AudioFacts) -> dict[str, Any
     real = source.resolve()
     digest = file_sha256(real)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)[:80] or "audio"
-    name = f"{digest[:12]}-{safe}{source.suffix.lower()}"
+    suffix = kind_of(real).lower()  # some readers go by the name
+    name = f"{digest[:12]}-{safe}.{suffix}"
     count = 1
     while (settings.audio_dir / name).exists():
         count += 1
-        name = f"{digest[:12]}-{safe}-{count}{source.suffix.lower()}"
+        name = f"{digest[:12]}-{safe}-{count}.{suffix}"
     target = settings.audio_dir / name
     temporary = settings.audio_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{digest[:12]}"
     temporary.unlink(missing_ok=True)
@@ -261,6 +300,7 @@ def read_manifest(settings: Settings) -> dict[str, Any]:
         "dataset_digest": dataset_digest([entry["sha256"] for entry in entries]),
         "entries": entries,
         "skipped": [],
+        "left_out": [],
     }
     write_json(settings.manifest_path, manifest)
     return manifest

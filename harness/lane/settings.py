@@ -154,7 +154,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "AUDIO_PATH": ("data/knowledge_audio_source/auntie_dottie.flac", "the narration; larger than 5,000,000 bytes"),
     "KNOWLEDGE_SOURCE_DIR": (
         "data/knowledge_audio_source",
-        "all .wav .mp3 .flac .ogg under it are used; where only AUDIO_PATH is set, that file alone",
+        "every recording under it is used, by content; where only AUDIO_PATH is set, that file alone",
     ),
     "KNOWLEDGE_AUDIO_DIR": ("<run directory>/knowledge_audio", "where the audio is staged"),
     "TRAIN_STATUS_PATH": ("<run directory>/train_status.json", "status file"),
