@@ -229,7 +229,7 @@ def _mend(path: Path, code: str) -> str:
         "audio_more_than_promised": "make one file of each recording in it, or one of all (MP3 and Ogg): ",
     }
     name = show(path)
-    return f"{words[code]}ffmpeg -i {shlex.quote(name)} {shlex.quote(name + '.flac')}" if code in words else AGAIN
+    return f"{words[code]}ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(name + '.flac')}" if code in words else AGAIN
 
 
 def _flac_bytes(block: NDArray[np.int32], bits: int) -> bytes:

@@ -92,7 +92,7 @@ def read_promise(path: Path, size: int) -> Promise:
         if kind in READERS:
             return READERS[kind](file, start, size)
         if not kind and (first := _first_frames(file)):
-            found = f"begins within an MP3 frame; whole ones follow from byte {first} on"
+            found = f"begins with {first:,} bytes that are no MP3 frame; from there on frames follow"
             raise DefectError("audio_damaged", found)
     known = ", ".join(READERS)
     if kind:
@@ -105,7 +105,7 @@ def read_promise(path: Path, size: int) -> Promise:
 def _kind(file: IO[bytes], position: int = 0) -> tuple[str, int]:
     """What begins at ``position``, and where its audio does, behind the tags that some programs put before it."""
     start = position
-    while tag := _id3(file, start):
+    while tag := _id3(file, start) or _ape(file, start):
         start += tag
     file.seek(start)
     head = file.read(64)
@@ -144,6 +144,14 @@ def _id3(file: IO[bytes], position: int) -> int:
     return 10 + length + (10 if head[5] & 0x10 else 0)
 
 
+def _ape(file: IO[bytes], position: int) -> int:
+    """The length of the APE tag with a header at ``position``; 0 if there is none."""
+    file.seek(position)
+    head = file.read(32)
+    has_head = len(head) == 32 and head[:8] == b"APETAGEX" and head[23] & 0x20
+    return 32 + int.from_bytes(head[12:16], "little") if has_head else 0
+
+
 def _zeros(file: IO[bytes], position: int, most: int) -> int:
     """How many zero bytes lie from ``position`` on, counted up to ``most``."""
     count = 0
@@ -165,8 +173,6 @@ def _tag(file: IO[bytes], position: int, size: int) -> int:
             return end - position
     file.seek(position)
     head = file.read(32)
-    if head[:8] == b"APETAGEX" and len(head) == 32:  # a header, which counts the rest of the tag, or a footer
-        return 32 + (int.from_bytes(head[12:16], "little") if head[23] & 0x20 else 0)
     if head[:11] == b"LYRICSBEGIN":
         file.seek(position)
         found = re.search(rb"LYRICS(200|END)", file.read(BLOCK))
@@ -174,7 +180,7 @@ def _tag(file: IO[bytes], position: int, size: int) -> int:
     for mark, length in ((b"TAG+", 227), (b"TAG", 128), (b"3DI", 10)):
         if head.startswith(mark):
             return length
-    return _id3(file, position)
+    return _id3(file, position) or _ape(file, position)
 
 
 def _after_tags(file: IO[bytes], position: int, size: int) -> int:
@@ -391,6 +397,7 @@ def _data_length(file: IO[bytes], body: int, length: int, size: int, magic: byte
     there = size - body
     follows = _chunk(file, body, LAYOUTS[magic]) if length == 0 else None
     if length in UNKNOWN_LENGTHS and (length > there or (length == 0 < there and follows is None)):
+        _one_head(file, body, size)
         if magic in NAMES_NO_LENGTH:
             raise DefectError(
                 "audio_unverifiable", "does not say how long it is: it was written to a pipe, or not to its end"
@@ -400,6 +407,18 @@ def _data_length(file: IO[bytes], body: int, length: int, size: int, magic: byte
         found = f"its data chunk should be {length:,} bytes long, and only {there:,} are there"
         raise DefectError("audio_cut_short", found)
     return length
+
+
+def _one_head(file: IO[bytes], body: int, size: int) -> None:
+    """Raises DefectError if the file's own beginning comes again in samples whose length is not known: two files in
+    one, of which decoders take the second head for sound."""
+    file.seek(0)
+    head = file.read(16)
+    for position in range(body, size, BLOCK):
+        file.seek(position)
+        at = file.read(BLOCK + len(head)).find(head)
+        if at >= 0:
+            raise DefectError("audio_more_than_promised", f"a second header lies at byte {position + at:,}")
 
 
 def _form(form: bytes, layout: Layout) -> tuple[int, int]:
@@ -432,6 +451,7 @@ def _au(file: IO[bytes], start: int, size: int) -> Promise:
     offset, length, encoding, _, channels = struct.unpack(f"{order}5I", head[4:])
     there = size - start - offset
     if length == 0xFFFFFFFF:
+        _one_head(file, start + offset, size)
         length = there
     if length > there:
         raise DefectError("audio_cut_short", f"should hold {length:,} bytes of samples, and only {there:,} are there")
