@@ -214,7 +214,7 @@ def _flac(file: IO[bytes], start: int, size: int) -> Promise:
         raise DefectError("audio_unverifiable", "its header does not say how many samples it holds")
     if not any(md5):
         raise DefectError("audio_unverifiable", "its header has no MD5 of the samples")
-    usual = int.from_bytes(head[8:10], "big")
+    usual = int.from_bytes(head[10:12], "big")
     return Promise(frames, md5=md5, bits=bits, start=start, rest=_flac_rest(file, start, size, usual, frames))
 
 
