@@ -24,6 +24,7 @@ from harness.bootstrap.report import DEFAULT_AUDIO_PATH, LFS_POINTER_START, head
 from harness.bootstrap.settings import SetupSettings, read_settings
 from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
+from harness.numerics.processor import NEEDS
 
 TESTED_PYTHONS = ((3, 11), (3, 12))
 SMALLEST_AUDIO = 5_000_000
@@ -32,7 +33,7 @@ DISK_NEEDED = 1 << 30
 DISK_NEEDED_WITH_TORCH = 8 << 30
 NOTHING = "nothing"
 HUB = "https://huggingface.co"
-PINS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PINS = (*NEEDS, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # Asked of the set-up interpreter: torch costs a second to import, and is not there on a bare machine.
 _ASK_TORCH = """

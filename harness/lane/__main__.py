@@ -103,8 +103,9 @@ def run_lane(settings: Settings, run: Run) -> None:
     """The lane, in the order in which data flows. Raises LaneError (or anything else) on the way; returns when
     completed."""
     run.enter("preflight")
-    from harness.lane.preflight import check_narration
+    from harness.lane.preflight import check_narration, check_processor
 
+    check_processor(settings)
     narration = check_narration(settings)
 
     run.enter("prepare")

@@ -1,10 +1,28 @@
-"""Step ``preflight``: is the narration there, whole, and worth training on? Nothing is written."""
+"""Step ``preflight``: can this processor compute what is asked for, and is the narration there, whole, and worth
+training on? Nothing is written."""
 
 from __future__ import annotations
 
+import os
+
 from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.errors import LaneError
 from harness.lane.files import is_lfs_pointer
 from harness.lane.settings import Settings
+from harness.numerics.processor import FORCING, lacking
+
+
+def check_processor(settings: Settings) -> None:
+    """Refuse kernels that the processor lacks, before torch is asked for one: it would die of SIGILL, or, where it
+    ignores the name, compute other bits than portable mode promises. Raises LaneError (step ``preflight``)."""
+    if not (absent := lacking(os.environ, FORCING)):
+        return
+    if settings.numerics == "portable":
+        cause = f"portable mode cannot be computed here: {absent}"
+        raise LaneError("preflight", "processor_lacks_kernels", cause, "set LANE_NUMERICS=universal or native")
+    names = " ".join(f"-u {name}" for name in FORCING if lacking(os.environ, (name,)))
+    action = f"unset it: env {names} python3 -m harness run"
+    raise LaneError("preflight", "processor_lacks_kernels", absent, action)
 
 
 def check_narration(settings: Settings) -> AudioFacts:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.numerics.processor import forced
+
 if TYPE_CHECKING:
     import torch
 
 # Measured: each one is needed for float32 bits that are the same on every x86 processor with AVX2.
-PORTABLE_PINS = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",
-    "OMP_NUM_THREADS": "1",
-}
+PORTABLE_PINS = {**forced(aten="avx2", onednn="AVX2", mkl="COMPATIBLE"), "OMP_NUM_THREADS": "1"}
 # Recorded in environment.json, whatever the mode.
 PIN_NAMES = (*PORTABLE_PINS, "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
 

@@ -28,6 +28,8 @@ from proof.copies import ROOT
 from proof.judge import preload
 from proof.mutation import CODE, Campaign, Trial, code_digest, read_rows, say, write_rows
 
+from harness.numerics.processor import forced, lacking
+
 RESULTS = ROOT / "docs" / "false_alarms.jsonl"
 CHECKOUT = ("harness", "tests/smoke", "baselines", "data", "conftest.py", "pyproject.toml")
 LONG = "/".join(letter * 180 for letter in "abcd")
@@ -102,9 +104,9 @@ def cases() -> Iterator[Case]:
     for aten in ("default", "avx2", "avx512"):
         for threads in ("1", "2"):
             name = f"ATen {aten}, {threads} thread{'s' * (threads != '1')}"
-            yield Case(name, {"ATEN_CPU_CAPABILITY": aten, "LANE_THREADS": threads})
-    yield Case("oneDNN capped at AVX2", {"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    yield Case("MKL's compatible path", {"MKL_CBWR": "COMPATIBLE"})
+            yield Case(name, {**forced(aten=aten), "LANE_THREADS": threads})
+    yield Case("oneDNN capped at AVX2", forced(onednn="AVX2"))
+    yield Case("MKL's compatible path", forced(mkl="COMPATIBLE"))
 
 
 def hindrance(case: Case) -> str:
@@ -114,7 +116,7 @@ def hindrance(case: Case) -> str:
         return f"there is no {program} here"
     if program == "setpriv" and os.geteuid() != 0:
         return "only root can become another user"
-    return ""
+    return lacking(case.settings)
 
 
 class Bench:

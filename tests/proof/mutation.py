@@ -27,9 +27,11 @@ from proof.copies import ROOT
 from proof.faults import Fault, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
 
+from harness.numerics.processor import forced
+
 COLUMNS = ("universal", "float32")
 RESULTS = ROOT / "docs" / "detection.jsonl"
-OTHER_CLASS = {"ATEN_CPU_CAPABILITY": "default"}  # the class of the float32 recordings
+OTHER_CLASS = forced(aten="default")  # the class of the float32 recordings
 MESSAGE = 500  # characters of a gate's message that are kept
 CODE = ("harness/lane", "harness/numerics", "harness/gates", "tests/smoke")  # a kept result is of these files
 

@@ -23,6 +23,7 @@ from harness.baselines.record import record
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
+from harness.numerics.processor import forced
 
 DOCUMENT = ROOT / "docs" / "sensitivity.md"
 TRAINER = "harness/lane/trainer.py"
@@ -33,7 +34,7 @@ FILTERED = "self.out(self.filter(normed))"
 DIGEST = "    base_digest = frozen_digest(model)\n"
 MATH_KERNEL = "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
 NATIVE = {"LANE_NUMERICS": "native"}
-ELSEWHERE = {**NATIVE, "ATEN_CPU_CAPABILITY": "default"}  # another numeric class than an unpinned run's
+ELSEWHERE = {**NATIVE, **forced(aten="default")}  # another numeric class than an unpinned run's
 
 
 @dataclass(frozen=True)

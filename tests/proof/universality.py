@@ -27,10 +27,13 @@ from harness.baselines.guard import GUARD
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.launch import run_lane
+from harness.numerics.processor import forced, lacking
 
 FOREACH = Edit("harness/lane/optimizer.py", "            fused=True,\n", "            foreach=True,\n")
 DOCUMENT = ROOT / "docs" / "universality.md"
 EMULATED = ("Haswell", "EPYC-Rome")
+EMULATORS = ("qemu-x86_64", "qemu-x86_64-static")
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,12 @@ class Case:
 
 
 def native_cases() -> Iterator[Case]:
-    """Every combination of kernel dispatch, library pins, threads and optimizer that this processor can run."""
+    """Every combination of kernel dispatch, library pins, threads and optimizer; `hindrance` tells those that
+    this processor cannot run."""
     for aten, onednn, mkl, threads, optimizer in itertools.product(
         ("default", "avx2", "avx512"), ("", "AVX2"), ("", "COMPATIBLE"), ("1", "2"), ("fused", "foreach")
     ):
-        settings = {"ATEN_CPU_CAPABILITY": aten, "LANE_THREADS": threads}
-        settings |= {"ONEDNN_MAX_CPU_ISA": onednn} if onednn else {}
-        settings |= {"MKL_CBWR": mkl} if mkl else {}
+        settings = {**forced(aten=aten, onednn=onednn, mkl=mkl), "LANE_THREADS": threads}
         pins = f"oneDNN {onednn or 'free'}, MKL {mkl.lower() or 'free'}"
         name = f"ATen {aten}, {pins}, {threads} thread{'s' * (threads != '1')}, {optimizer}"
         yield Case(name, settings, foreach=optimizer == "foreach")
@@ -59,7 +61,7 @@ def native_cases() -> Iterator[Case]:
 def emulated_cases() -> Iterator[Case]:
     """Emulated processors; qemu-user must be installed."""
     for processor in EMULATED:
-        emulator = shutil.which("qemu-x86_64") or "qemu-x86_64"
+        emulator = next(filter(None, map(shutil.which, EMULATORS)), EMULATORS[0])
         settings = {"LANE_TIMEOUT_S": "7200"}
         yield Case(f"emulated {processor}", settings, interpreter=(emulator, "-cpu", processor, sys.executable))
 
@@ -76,8 +78,19 @@ def other_cases(interpreters: Sequence[str]) -> Iterator[Case]:
         yield Case(name, {}, interpreter=(python,))
 
 
+def hindrance(case: Case) -> str:
+    """Why a case cannot be run on this machine; empty if it can."""
+    if case.interpreter and shutil.which(case.interpreter[0]) is None:
+        return f"there is no {case.interpreter[0]} here"
+    return lacking(case.settings)
+
+
 def run_case(case: Case, reference: RunEvidence | None) -> dict[str, Any]:
-    """Run one case; returns what the table shows. ``reference``: a run on this machine, for the parameters' drift."""
+    """Run one case, if it can be run here; returns what the table shows.
+
+    ``reference``: a run on this machine, for the parameters' drift."""
+    if why := hindrance(case):
+        return {"case": case.name, "verdict": NOT_RUN, "why": why}
     with tempfile.TemporaryDirectory(prefix="universality-") as folder:
         code = changed_copy(Path(folder) / "code", [FOREACH] if case.foreach else [])
         started = time.monotonic()
@@ -120,7 +133,8 @@ def _drift(evidence: RunEvidence, reference: RunEvidence) -> dict[str, Any]:
 
 def document(rows: Sequence[dict[str, Any]]) -> str:
     """The page with the table."""
-    passed = sum(row["verdict"] == "match" for row in rows)
+    run = [row for row in rows if row["verdict"] != NOT_RUN]
+    passed = sum(row["verdict"] == "match" for row in run)
     drifts = [row["drift"] for row in rows if "drift" in row]
     worst = max(drifts, default=float("nan"))
     lines = [
@@ -132,7 +146,8 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
         "out rounded the other way; all of them are positions that the baseline lists as guarded, or the verdict",
         "would not be `match`. *Loss*: the largest relative difference.",
         "",
-        f"{passed} of {len(rows)} match. Largest drift {worst:.2g}, {worst / GUARD:.2g} of the guard ({GUARD:g});",
+        f"{passed} of {len(run)} match; {len(rows) - len(run)} could not be run.",
+        f"Largest drift {worst:.2g}, {worst / GUARD:.2g} of the guard ({GUARD:g});",
         "the bar is 0.1.",
         "",
         "| case | verdict | digest | tokens | loss curve | drift | of guard | flips | loss | class | torch | when |",
@@ -180,7 +195,7 @@ def main(arguments: list[str]) -> int:
             print(reason, file=sys.stderr)
             return 1
         for number, case in enumerate(cases, 1):
-            if case.name not in kept or options.again:
+            if options.again or kept.get(case.name, {}).get("verdict", NOT_RUN) == NOT_RUN:
                 kept[case.name] = run_case(case, reference)
                 text = "".join(json.dumps(row) + "\n" for row in kept.values())
                 unfinished = options.results.with_suffix(".tmp")
@@ -189,4 +204,4 @@ def main(arguments: list[str]) -> int:
             print(f"{number}/{len(cases)} {case.name}: {kept[case.name]['verdict']}", flush=True)
     DOCUMENT.write_text(document(list(kept.values())))
     print(f"{DOCUMENT} has {len(kept)} rows")
-    return 0 if all(row["verdict"] == "match" for row in kept.values()) else 1
+    return 0 if all(row["verdict"] in ("match", NOT_RUN) for row in kept.values()) else 1

@@ -16,6 +16,7 @@ from bare_machine import BARE_PYTHON, clean_environ, copy_checkout, harness
 from harness.bootstrap import doctor as module
 from harness.bootstrap.commands import ROOT
 from harness.bootstrap.doctor import Finding, as_line, examine
+from harness.numerics.processor import forced
 
 SUBJECTS = [
     "Python",
@@ -130,7 +131,8 @@ def test_an_interpreter_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("told")
 def test_pins_that_are_set_here_are_named(checkout: Path) -> None:
-    assert "MKL_CBWR=COMPATIBLE" in found(checkout, MKL_CBWR="COMPATIBLE")["pins"].text
+    pins = forced(mkl="COMPATIBLE")
+    assert "=".join(next(iter(pins.items()))) in found(checkout, **pins)["pins"].text
 
 
 @pytest.mark.usefixtures("told")

@@ -19,10 +19,12 @@ from harness.baselines.record import record
 from harness.baselines.second_leg import code_of, run_second_leg
 from harness.evidence import RunEvidence, load_run
 from harness.launch import LaneProcess
+from harness.numerics.processor import forced, lacking
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20", "LANE_THREADS": "1"}
 NATIVE = {**SHORT, "LANE_NUMERICS": "native"}
+AVX2 = {**NATIVE, **forced(aten="avx2")}
 TRAINER = "harness/lane/trainer.py"
 
 
@@ -94,7 +96,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Lane:
 @pytest.fixture(scope="module")
 def recorded_elsewhere(recorded: Lane) -> Lane:
     """The same with a native run recorded too, in a numeric class that no test runs in."""
-    assert recorded.record({**NATIVE, "ATEN_CPU_CAPABILITY": "default"})
+    if why := lacking(AVX2):
+        pytest.skip(why)
+    assert recorded.record({**NATIVE, **forced(aten="default")})
     return recorded
 
 
@@ -164,8 +168,7 @@ def test_missing_when_nothing_is_recorded(lane: Lane, tmp_path: Path) -> None:
 
 
 def test_tolerance_match_in_another_numeric_class(recorded_elsewhere: Lane, lane: Lane) -> None:
-    evidence = lane.run({**NATIVE, "ATEN_CPU_CAPABILITY": "avx2"})
-    verdict = lane.judge(evidence, NATIVE)
+    verdict = lane.judge(lane.run(AVX2), NATIVE)
     assert verdict.kind == "tolerance-match", verdict.text()
     assert verdict.passed
 
@@ -173,7 +176,6 @@ def test_tolerance_match_in_another_numeric_class(recorded_elsewhere: Lane, lane
 def test_tolerance_tier_sees_a_learning_rate_one_percent_off(recorded_elsewhere: Lane, lane: Lane) -> None:
     """In a class of which nothing is recorded, a real change is out of the tolerances."""
     lane.edit(TRAINER, "return settings.learning_rate * step /", "return 1.01 * settings.learning_rate * step /")
-    settings = {**NATIVE, "ATEN_CPU_CAPABILITY": "avx2"}
-    verdict = lane.judge(lane.run(settings), settings)
+    verdict = lane.judge(lane.run(AVX2), AVX2)
     assert not verdict.passed, verdict.text()
     assert verdict.where is not None and verdict.where.phase == "optimizer", verdict.text()
