@@ -11,6 +11,7 @@ import datetime
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,12 +167,33 @@ def load(path: Path) -> Baseline:
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
         baseline = _parse(document, path)
-        if dump(baseline).encode() != data:
+        written = dump(baseline).encode()
+        if written != data and written.splitlines() == data.splitlines():
+            raise BaselineError(
+                f"{path}: has other line endings than it was written with ({_line_endings(data)}; expected LF after "
+                f"each line), and is the same otherwise; next: {_mend_line_endings(path)}"
+            )
+        if written != data:
             raise ValueError("not in the form in which it is written (edited by hand?)")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise BaselineError(f"{path}: no valid baseline: {reason}; restore it with git, or record again") from None
     return baseline
+
+
+def _line_endings(data: bytes) -> str:
+    """Which line endings are in a file, and how often."""
+    crlf = data.count(b"\r\n")
+    found = {"CRLF": crlf, "CR": data.count(b"\r") - crlf, "LF": data.count(b"\n") - crlf}
+    said = [f"{number} {name}" for name, number in found.items() if number]
+    return ", ".join(said if data.endswith((b"\r", b"\n")) else [*said, "none after the last line"])
+
+
+def _mend_line_endings(path: Path) -> str:
+    """A command that mends them. Git's own would not: it takes a checkout with other line endings for unchanged."""
+    code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); "
+    code += "p.write_bytes(b'\\n'.join(p.read_bytes().splitlines()) + b'\\n')"
+    return f'python3 -c "{code}" {shlex.quote(str(path.absolute()))}'
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,9 @@ def worktree(repository: Path, commit: str) -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="second-leg-"))
     folder = parent / commit[:12]
     try:
-        _git(repository, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", str(folder), commit)
+        # What was recorded ran from the bytes that git keeps, and not from what this user's git makes of line endings.
+        bytes_as_kept = ("-c", "core.autocrlf=false", "-c", "core.hooksPath=/dev/null")
+        _git(repository, *bytes_as_kept, "worktree", "add", "--detach", str(folder), commit)
         try:
             yield folder
         finally:

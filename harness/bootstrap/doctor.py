@@ -26,7 +26,7 @@ from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
 from harness.numerics.processor import NEEDS
 
-TESTED_PYTHONS = ((3, 11), (3, 12))
+TESTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
 SMALLEST_AUDIO = 5_000_000
 MEMORY_NEEDED = 2 << 30
 DISK_NEEDED = 1 << 30
@@ -104,7 +104,7 @@ def examine(environ: dict[str, str], root: Path) -> list[Finding]:
 def _python() -> Finding:
     version = ".".join(str(part) for part in sys.version_info[:3])
     if sys.version_info[:2] < MINIMUM_PYTHON:
-        return Finding("Python", version, "use Python 3.11 or 3.12")
+        return Finding("Python", version, "use Python 3.11, 3.12 or 3.13")
     tested = ", ".join(".".join(str(part) for part in pair) for pair in TESTED_PYTHONS)
     note = "" if sys.version_info[:2] in TESTED_PYTHONS else f" (tested are {tested})"
     return Finding("Python", f"{version}{note}, {sys.executable}")
@@ -112,7 +112,7 @@ def _python() -> Finding:
 
 def _environment(environ: dict[str, str], root: Path, settings: SetupSettings) -> list[Finding]:
     target = choose_target(environ, root)
-    where = f"{target.prefix} ({'the checkout' if target.is_own else target.kind})"
+    where = f"{target.prefix} ({'the checkout' if target.is_own else target.owner or target.kind})"
     ready = find_ready(root, target, settings)
     if ready is not None:
         text = f"{where}, set up; audiocraft: {ready.audiocraft_import}"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bootstrap.errors import SetupError
+from harness.bootstrap.plan import OWN_ENVIRONMENT
 from harness.bootstrap.steps import Finished, SetupLog, run_command
 
 # One retry and ten seconds, here and in the pip that pip starts to build a package: without a network a person waits
@@ -99,14 +100,14 @@ def pip_failure(done: Finished, step: str, package: str) -> SetupError:
         action = "run from a checkout that can hold a .venv, or activate a virtual environment"
     elif "Permission denied" in said:
         cause = f"{package} was not installed: no permission to write to the environment"
-        action = "use a virtual environment of your own: deactivate this one, then run again"
+        action = f"use an environment of your own: {OWN_ENVIRONMENT}"
     elif "ResolutionImpossible" in said or "conflicting dependencies" in said:
         conflict = next((line.strip() for line in said.splitlines() if "depends on" in line), "see the log")
         cause = f"what {package} needs conflicts with what is installed here and must stay: {conflict}"
-        action = "use a fresh environment: deactivate this one, then run again"
+        action = f"use a fresh environment: {OWN_ENVIRONMENT}"
     elif missing := re.search(r"No matching distribution found for (\S+)", said):
         cause = f"the package index has no {missing[1]} for this Python and machine"
-        action = "use Python 3.11 or 3.12 on Linux, or provide the package, then run again"
+        action = "use Python 3.11, 3.12 or 3.13 on Linux, or provide the package, then run again"
     else:
         cause = f"pip ended with exit code {done.code}: {errors[-1] if errors else 'see the log'}"
         action = "read the log named above, repair what it says, then run again"

@@ -14,6 +14,7 @@ PROJECT = "voice-lane-harness"
 AUDIOCRAFT_VERSION = "1.3.0"
 TORCH_VERSION = "2.13.0"
 EXTRA = "test"
+OWN_ENVIRONMENT = "python3 -m venv .venv && .venv/bin/python -m harness run"
 # torch 2.13.0 asks for it; a fresh virtual environment of Python 3.11 comes with 65.5.
 SETUPTOOLS_FOR_TORCH = parse_requirement("setuptools>=77.0.3")
 
@@ -68,7 +69,7 @@ def make_plan(
             "torch",
             f"torch {installed['torch']} is installed, and this project needs {torch.text}; a torch that is there is"
             " never replaced",
-            f"upgrade it yourself (pip install torch=={TORCH_VERSION}), or use another environment, then run again",
+            f"upgrade it yourself (pip install torch=={TORCH_VERSION}), or use another environment: {OWN_ENVIRONMENT}",
             blocked=True,
         )
     if outside and not is_own:
@@ -77,7 +78,8 @@ def make_plan(
         raise SetupError(
             "environment",
             f"this environment has {names}; what is there is never replaced",
-            f"upgrade yourself (pip install {upgrades}), or deactivate the environment to have a .venv made",
+            f"upgrade yourself (pip install {upgrades}), or have an environment of its own, with a torch of its own:"
+            f" {OWN_ENVIRONMENT}",
             blocked=True,
         )
 

@@ -1,7 +1,4 @@
-"""What a set-up that failed leaves behind: the lane's report and status, saying why no run took place.
-
-It runs on Pythons too old for the project as well: the report that says so has to come out too.
-"""
+"""What a set-up that failed leaves behind: the lane's report and status, saying why no run took place."""
 
 from __future__ import annotations
 

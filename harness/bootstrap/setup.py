@@ -120,7 +120,7 @@ def _change(root: Path, environ: dict[str, str], settings: SetupSettings, target
     from harness.bootstrap.plan import EXTRA, PROJECT, constraints, make_plan, read_requirements
 
     started = time.monotonic()
-    where = {"own": "the checkout's .venv", "colab": "Colab's interpreter", "active": "the active environment"}
+    where = {"own": "the checkout's .venv", "active": "the active environment", "lent": f"{target.owner}: its Python"}
     print(f"Set-up: {where[target.kind]} ({target.prefix})", flush=True)
     if target.is_own:
         _make_environment(target, root, environ, log)

@@ -1,22 +1,36 @@
-"""Which interpreter is set up: the one that is active, Colab's own, or the checkout's ``.venv``."""
+"""Which interpreter is set up: the one that is active, one that came with its torch, or the checkout's ``.venv``."""
 
 from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.bootstrap.installed import installed_versions
+
 MINIMUM_PYTHON = (3, 11)
+# A service that lends its interpreter says so by one of these, in every process of a notebook.
+SERVICES = {
+    "COLAB_RELEASE_TAG": "Colab",
+    "COLAB_BACKEND_VERSION": "Colab",
+    "KAGGLE_KERNEL_RUN_TYPE": "Kaggle",
+    "DATABRICKS_RUNTIME_VERSION": "Databricks",
+    "SAGEMAKER_INTERNAL_IMAGE_URI": "SageMaker",
+    "DEEPNOTE_PROJECT_ID": "Deepnote",
+    "JUPYTERHUB_USER": "JupyterHub",
+}
 
 
 @dataclass(frozen=True)
 class Target:
-    """``kind`` is "active", "colab" or "own". Only an "own" environment is created, and only there is a package
-    replaced by another version; the two others belong to somebody, and are only added to."""
+    """``kind`` is "active", "lent" or "own". Only an "own" environment is created, and only there is a package
+    replaced by another version; the two others belong to somebody, and are only added to. ``owner``: who lends it."""
 
     kind: str
     prefix: Path
+    owner: str = ""
 
     @property
     def python(self) -> Path:
@@ -29,13 +43,39 @@ class Target:
         return self.kind == "own"
 
 
-def is_colab(environ: dict[str, str]) -> bool:
-    """Colab sets these in every process of a notebook."""
-    return bool(environ.get("COLAB_RELEASE_TAG") or environ.get("COLAB_BACKEND_VERSION"))
+def lender(environ: dict[str, str], root: Path) -> str:
+    """Who lends this interpreter to be installed into; empty if nobody does.
+
+    That is a service, a container image, or conda's "base", if it comes with a torch that the lane can use: there is
+    nothing else to gain. One that cannot be written is not lent, nor one that its distribution manages (PEP 668),
+    unless by a service, whose own pip installs into it all the same.
+    """
+    service = next((name for variable, name in SERVICES.items() if environ.get(variable)), "")
+    is_base = environ.get("CONDA_PREFIX") == sys.prefix
+    owner = service or ("conda's base" if is_base else "the container image" if in_container() else "")
+    managed = not service and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
+    if not owner or managed or not os.access(sysconfig.get_path("purelib"), os.W_OK):
+        return ""
+    return owner if _has_usable_torch(root) else ""
+
+
+def in_container() -> bool:
+    """Whether this system is a container: Docker, Podman and Kubernetes say so."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def _has_usable_torch(root: Path) -> bool:
+    from harness.bootstrap.plan import read_requirements
+
+    found = installed_versions(map(Path, sys.path)).get("torch")
+    needs = read_requirements(root / "pyproject.toml")
+    return found is not None and all(need.accepts(found) for need in needs if need.name == "torch")
 
 
 def choose_target(environ: dict[str, str], root: Path) -> Target:
-    """An active environment comes first, then Colab's interpreter, then ``.venv`` in the checkout.
+    """An active environment comes first, then ``.venv`` in the checkout if it is there, then an interpreter that is
+    lent, then a ``.venv`` that is made.
 
     Active is: this process runs in a virtual environment, or VIRTUAL_ENV names one, or this is a conda environment
     other than "base".
@@ -50,6 +90,6 @@ def choose_target(environ: dict[str, str], root: Path) -> Target:
     if in_environment:
         # The checkout's own environment stays its own when it is active.
         return Target("own" if prefix.resolve() == own.resolve() else "active", prefix)
-    if is_colab(environ):
-        return Target("colab", prefix)
+    if not (own / "bin" / "python").exists() and (owner := lender(environ, root)):
+        return Target("lent", prefix, owner)
     return Target("own", own)

@@ -48,7 +48,11 @@ RULES = (
     Rule("lane code", ("harness/lane/*", "harness/numerics/*", "harness/launch.py", "harness/__init__.py"), True),
     Rule("shipped data and model", ("data/*",), True),
     Rule(BASELINE_RULE, ("baselines/*",), True),
-    Rule("dependencies and set-up", ("pyproject.toml", "harness/bootstrap/*", "harness/__main__.py"), True),
+    Rule(
+        "dependencies and set-up",
+        ("pyproject.toml", "harness/bootstrap/*", "harness/__main__.py", ".gitattributes"),
+        True,
+    ),
     Rule(
         "gates",
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,35 @@ def test_every_file_but_the_published_references_is_a_baseline(made: Make, resul
     assert [path.name for path in store.paths()] == ["c.json", "b.json"]
     baselines, (broken,) = store.all()
     assert [baseline.path.name for baseline in baselines] == ["b.json"] and "c.json" in broken
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda data: data.replace(b"\n", b"\r\n"), "CRLF"),
+        (lambda data: data.replace(b"\n", b"\r"), "CR"),
+        (lambda data: data.replace(b"\n", b"\r\n", 3), "3 CRLF"),
+        (lambda data: data.rstrip(b"\n"), "none after the last line"),
+    ],
+)
+def test_other_line_endings_are_named_and_the_next_command_mends_them(
+    made: Make, change: Callable[[bytes], bytes], named: str, tmp_path: Path
+) -> None:
+    whole = dump(made()).encode()
+    path = tmp_path / "a folder" / "it's $HOME.json"
+    path.parent.mkdir()
+    path.write_bytes(change(whole))
+    with pytest.raises(BaselineError) as caught:
+        load(path)
+    said, _, command = str(caught.value).partition("; next: ")
+    assert f"{named}" in said and "line endings" in said
+    subprocess.run(["bash", "-c", command], check=True, cwd="/")
+    assert path.read_bytes() == whole
+    load(path)
+
+
+def test_an_edit_beside_other_line_endings_is_no_matter_of_line_endings(made: Make) -> None:
+    path = written(made(), lambda document: document["provenance"].update(reason="another"))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").replace(b' "schema"', b'  "schema"'))
+    with pytest.raises(BaselineError, match="edited by hand"):
+        load(path)

@@ -23,6 +23,8 @@ from harness.bootstrap.commands import ROOT
 from harness.bootstrap.plan import TORCH_VERSION, read_requirements
 from harness.bootstrap.versions import normalise
 
+pytestmark = pytest.mark.bootstrap
+
 # On the index as source only, and pure Python: they build anywhere.
 SOURCE_ONLY = {"flashy", "docopt"}
 LEFT_OUT = {"torch"}

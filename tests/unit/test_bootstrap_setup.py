@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from harness.bootstrap import setup as made
+from harness.bootstrap import target
+from harness.bootstrap.commands import ROOT
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions
 from harness.bootstrap.settings import SetupSettings
 from harness.bootstrap.setup import STATE_FILE, Setup, find_ready, fingerprint
-from harness.bootstrap.target import Target, choose_target
+from harness.bootstrap.target import SERVICES, Target, choose_target
 
 
 class Machine:
@@ -173,6 +176,11 @@ def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """As if this interpreter were the system's own."""
     monkeypatch.setattr(sys, "prefix", "/usr")
     monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(target, "in_container", lambda: False)
+    monkeypatch.setattr(target, "installed_versions", lambda folders: {"torch": "2.13.0+cu130"})
+    (tmp_path / "packages").mkdir()
+    monkeypatch.setattr(target.sysconfig, "get_path", {"purelib": tmp_path / "packages", "stdlib": tmp_path}.get)
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
@@ -180,8 +188,35 @@ def test_outside_of_everything_the_checkout_gets_its_own(outside: Path) -> None:
     assert choose_target({}, outside) == Target("own", outside / ".venv")
 
 
-def test_colab_is_used_as_it_is(outside: Path) -> None:
-    assert choose_target({"COLAB_RELEASE_TAG": "release-colab_2026"}, outside) == Target("colab", Path("/usr"))
+@pytest.mark.parametrize("variable", SERVICES)
+def test_a_services_interpreter_is_used_as_it_is(outside: Path, variable: str) -> None:
+    lent = Target("lent", Path("/usr"), SERVICES[variable])
+    assert choose_target({variable: "x"}, outside) == lent
+    assert choose_target({variable: ""}, outside).kind == "own"
+    (outside / "EXTERNALLY-MANAGED").touch()
+    assert choose_target({variable: "x"}, outside) == lent
+    target.sysconfig.get_path("purelib").rmdir()
+    assert choose_target({variable: "x"}, outside).kind == "own", "it cannot be written"
+
+
+def test_an_environment_of_its_own_that_is_there_comes_before_what_is_lent(outside: Path) -> None:
+    (outside / ".venv" / "bin").mkdir(parents=True)
+    (outside / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    assert choose_target({"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, outside) == Target("own", outside / ".venv")
+
+
+@pytest.mark.parametrize("environ", [{}, {"CONDA_PREFIX": "/usr"}, {"JUPYTERHUB_USER": "x"}])
+def test_a_torch_that_came_with_the_image_is_used(
+    outside: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "in_container", lambda: not environ)
+    assert choose_target(environ, outside).kind == "lent"
+    (outside / "EXTERNALLY-MANAGED").touch()
+    assert choose_target(environ, outside).is_own is ("JUPYTERHUB_USER" not in environ), "pip would refuse"
+    (outside / "EXTERNALLY-MANAGED").unlink()
+    for found in ({"torch": "2.1.0"}, {}):
+        monkeypatch.setattr(target, "installed_versions", lambda folders, found=found: found)
+        assert choose_target(environ, outside).kind == "own", "the lane cannot use it, and it is never replaced"
 
 
 def test_an_active_environment_comes_before_colab(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +239,7 @@ def test_the_checkouts_own_environment_stays_its_own_when_it_is_active(
     assert choose_target({}, outside).is_own
 
 
-@pytest.mark.parametrize(("name", "kind"), [("work", "active"), ("base", "own")])
+@pytest.mark.parametrize(("name", "kind"), [("work", "active"), ("base", "lent")])
 def test_conda(outside: Path, name: str, kind: str) -> None:
     assert choose_target({"CONDA_PREFIX": "/usr", "CONDA_DEFAULT_ENV": name}, outside).kind == kind
 

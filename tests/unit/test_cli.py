@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from bare_machine import BARE_PYTHON, clean_environ, harness
 
-from harness.__main__ import COMMANDS
+from harness.bootstrap.command_line import COMMANDS
 from harness.bootstrap.commands import ROOT
+from harness.lane.report import CONTRACT_KEYS, HEADER
 
 BOOTSTRAP_FILES = [ROOT / "harness" / "__main__.py", *sorted((ROOT / "harness" / "bootstrap").glob("*.py"))]
 
@@ -68,7 +69,7 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
 def test_the_set_up_imports_the_standard_library_and_itself(path: Path) -> None:
     # These know how a report is written and what a mode sets, and import nothing but the standard library themselves.
     lane = ("harness.lane.files", "harness.lane.report", "harness.lane.settings")
-    own = ("harness.bootstrap", "harness.numerics.modes", *lane)
+    own = ("harness.bootstrap", "harness.numerics.modes", "harness.numerics.processor", *lane)
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -88,14 +89,36 @@ def test_the_set_up_loads_where_no_package_is_installed() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("version", ["3.8", "3.9", "3.10"])
-def test_a_python_that_is_too_old_still_gets_the_report(version: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8", "3.9", "3.10"])
+@pytest.mark.parametrize("newer", ["", "python3.12"])
+def test_a_python_that_is_too_old_gets_the_report(version: str, newer: str, tmp_path: Path) -> None:
+    """And leaves no file. Where a newer Python is on the path, the next command uses it."""
     candidates = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     candidates += [path for path in [Path(f"/usr/bin/python{version}")] if path.exists()]
     if not candidates:
         pytest.skip(f"this machine has no Python {version}")
-    environ = clean_environ(LANE_RUN_DIR=str(tmp_path))
-    done = harness(ROOT, "run", environ=environ, python=[str(candidates[0])])
-    assert done.returncode == 11 and done.stderr == ""
-    assert "objective_status: blocked\nfirst_failed_step: python\n" in done.stdout
-    assert f"this is Python {version}." in done.stdout and "python3.12" in done.stdout
+    if newer:
+        (tmp_path / newer).symlink_to(sys.executable)
+        (tmp_path / "python3.13").symlink_to("/bin/false")
+    run_dir = tmp_path / "run"
+    environ = clean_environ(LANE_RUN_DIR=str(run_dir), PATH=str(tmp_path))
+    done = harness(ROOT, "run", "-x", environ=environ, python=[str(candidates[0]), "-B"])
+    assert done.returncode == 11 and done.stderr == "" and not run_dir.exists()
+    header, *lines = done.stdout.splitlines()
+    report = dict(line.split(": ", 1) for line in lines)
+    assert header == HEADER and tuple(report)[:20] == CONTRACT_KEYS
+    assert report["objective_status"] == "blocked" and report["first_failed_step"] == "python"
+    assert report["python_version"].startswith(f"{version}.") and report["python_version"] in report["root_cause"]
+    assert report["next_unblock_action"].startswith("install ") or newer
+    assert report["next_unblock_action"] == "python3.12 -m harness run -x" or not newer
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "__main__.py", "bootstrap/__init__.py", "bootstrap/too_old.py"])
+def test_what_an_old_python_reads_is_old(name: str) -> None:
+    """On a machine without an old Python too: no syntax that came after 3.6, and nothing that 2.7 lacks."""
+    tree = ast.parse((ROOT / "harness" / name).read_text(encoding="ascii"), feature_version=(3, 6))
+    modern = (ast.AnnAssign, ast.JoinedStr, ast.AsyncFunctionDef, ast.Nonlocal, ast.YieldFrom)
+    assert not [node for node in ast.walk(tree) if isinstance(node, modern)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert not [f.name for f in functions if f.returns or f.args.kwonlyargs or any(a.annotation for a in f.args.args)]
+    assert not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in ast.walk(tree))

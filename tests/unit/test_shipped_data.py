@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,21 @@ def test_language_model_beats_the_unigram_in_every_codebook(measurements: dict[s
     assert len(pairs) == CODEBOOKS
     for book, (cross_entropy, unigram_entropy) in enumerate(pairs):
         assert cross_entropy < unigram_entropy, f"codebook {book}"
+
+
+def test_a_checkout_that_converts_line_endings_has_the_recorded_bytes(tmp_path: Path) -> None:
+    """Code, data and recordings: each file of a clone with core.autocrlf has the bytes that git keeps of it."""
+    if not (DATA.parent / ".git").exists():
+        pytest.skip("not a git checkout")
+    clone = tmp_path / "clone"
+
+    def git(*words: str, given: str | None = None) -> str:
+        done = subprocess.run(["git", *words], input=given, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    git("-c", "core.autocrlf=true", "clone", "-q", "--config", "core.autocrlf=true", str(DATA.parent), str(clone))
+    entries = [line.split(maxsplit=3) for line in git("-C", str(clone), "ls-files", "-s").splitlines()]
+    names = "\n".join(str(clone / name) for _, _, _, name in entries)
+    found = git("-C", str(clone), "hash-object", "--no-filters", "--stdin-paths", given=names).split()
+    assert len(entries) > 100
+    assert not [name for (_, blob, _, name), here in zip(entries, found, strict=True) if blob != here]
