@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -147,6 +149,40 @@ def decide(base: str, root: Path = ROOT) -> Decision:
         return Decision(base, merge_base, _changed_files(merge_base, root))
     except Undecided as error:
         return Decision(base, "", (), str(error), error.next_command)
+
+
+def base_of(environ: Mapping[str, str]) -> str:
+    """What a CI job's change is compared with: CHANGE_BASE, else the branch of a pull request on GitHub; else empty."""
+    branch = environ.get("GITHUB_BASE_REF")
+    return environ.get("CHANGE_BASE") or (f"origin/{branch}" if branch else "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The first changed line of the lane's code or settings; ``count``: how many places changed in all."""
+
+    path: str
+    line: int
+    count: int
+
+
+def changed_place(base: str, root: Path = ROOT) -> Place | None:
+    """Where the lane's code or settings first differ from the merge base of `base` and HEAD; None where they do not,
+    and where git cannot tell."""
+    decision = decide(base, root)
+    files = [file for file in decision.files if file.rule in CODE_RULES and file.status != "removed"]
+    try:
+        places = [(file.path, line) for file in files for line in _changed_lines(decision.merge_base, file.path, root)]
+    except Undecided:
+        return None
+    return Place(*places[0], len(places)) if places else None
+
+
+def _changed_lines(merge_base: str, path: str, root: Path) -> list[int]:
+    """The first line of each changed place of a file; 1 for a file that git does not know yet."""
+    hunks = git(root, "diff", "--unified=0", "--no-ext-diff", "--no-color", merge_base, "--", path)
+    starts = re.findall(r"^@@ -\S+ \+(\d+)", hunks, re.MULTILINE)
+    return [max(1, int(start)) for start in starts] or [1]
 
 
 def changed(arguments: list[str]) -> int:

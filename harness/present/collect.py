@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from harness.present.changed import Place, base_of, changed_place
 from harness.present.gates import NOT_APPLICABLE, GateResult, by_reason
+from harness.present.text import count
 
 MARKER = "smoke"
 NAME = "lane-gates"
 _VERDICT = "lane_verdict"
+NOT_THE_CODE = ("nondeterministic", "environment-moved")  # verdicts
 _ANNOTATIONS = 10  # GitHub shows no more of one step
 
 
@@ -66,7 +69,7 @@ class GateCollector:
         for line in self.lines:
             terminalreporter.write_line(line)
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in annotation_lines(self.gates.values()):
+            for line in annotation_lines(self.gates.values(), place_of_change(self.verdict)):
                 terminalreporter.write_line(line)
 
     def _add_junit_properties(self, metrics: Mapping[str, str]) -> None:
@@ -119,9 +122,19 @@ def result_of(report: pytest.TestReport) -> GateResult:
     )
 
 
-def annotation_lines(gates: Iterable[GateResult]) -> Iterator[str]:
-    """GitHub's workflow commands for gates that did not pass. Gates with one and the same reason (a lane that failed
-    fails them all) share an annotation, so that the few that GitHub shows say the most."""
+def place_of_change(verdict: Mapping[str, Any] | None) -> Place | None:
+    """Where the lane's code changed, in a CI job that knows what it is compared with; None where the verdict says that
+    it was not the code."""
+    base = base_of(os.environ)
+    if not base or (verdict is not None and verdict.get("verdict") in NOT_THE_CODE):
+        return None
+    return changed_place(base)
+
+
+def annotation_lines(gates: Iterable[GateResult], place: Place | None = None) -> Iterator[str]:
+    """GitHub's workflow commands for gates that did not pass: at the changed line if one is known, where a reviewer sees
+    it in the diff, else at the gate. Gates with one and the same reason (a lane that failed fails them all) share an
+    annotation, so that the few that GitHub shows say the most."""
     groups = [group for group in by_reason(list(gates)) if group[0].outcome != "skipped"]
     for number, failed in enumerate(groups):
         if number == _ANNOTATIONS:
@@ -129,8 +142,11 @@ def annotation_lines(gates: Iterable[GateResult]) -> Iterator[str]:
             return
         first = failed[0]
         title = first.name if len(failed) == 1 else f"{first.name} and {len(failed) - 1} more gates"
-        where = f"file={_property(first.path)},line={first.line},title={_property('gate: ' + title)}"
-        yield f"::error {where}::{_data(first.reason or 'no reason given')}"
+        path, line, text = first.path, first.line, first.reason or "no reason given"
+        if place is not None:
+            text += f" (gate: {path}:{line}; {count(place.count, 'place')} of the lane's code changed)"
+            path, line = place.path, place.line
+        yield f"::error file={_property(path)},line={line},title={_property('gate: ' + title)}::{_data(text)}"
 
 
 def _data(text: str) -> str:

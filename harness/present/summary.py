@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from harness.present.gates import (
     counts,
     read_gates,
 )
+from harness.present.recording import get, recording_table
 from harness.present.text import code, table
 
 LIMIT = 1_000_000  # bytes; GitHub drops a step's summary above 1 MiB as a whole
@@ -187,7 +188,9 @@ def _losses(losses: Sequence[tuple[int, float, float | None]]) -> list[str]:
 def _distance(obtained: float, expected: float) -> str:
     if obtained == expected:
         return "equal"
-    return f"{abs(obtained - expected) / abs(expected):.1e}" if expected and math.isfinite(obtained) else "not finite"
+    if not expected or not math.isfinite(obtained):
+        return "not finite"
+    return f"{'▲' if obtained > expected else '▼'} {abs(obtained - expected) / abs(expected):.1e}"
 
 
 def _failure(report: Mapping[str, str]) -> list[str]:
@@ -209,60 +212,15 @@ def _baselines(decision: Decision, root: Path) -> list[str]:
             "what it recorded itself: they pass by construction. Review the reason and what moved.",
             "",
         ]
-    rows = []
     for file in decision.baselines[:_ROWS]:
         new = _parse(_read(root / file.path)) if file.status != "removed" else {}
         old = _parse(_at(decision.merge_base, file.path, root)) if file.status != "added" else {}
-        about = new.get("provenance")
-        reason = str(about.get("reason")) if isinstance(about, dict) else "–"
-        moved = "; ".join(
-            f"{name} {old_value} → {new_value}"
-            for name, old_value, new_value in _facts(old, new)
-            if old_value != new_value
-        )
-        rows.append([code(file.path), file.status, code(reason), code(moved) if moved else "–"])
-    return [*lines, *table(("file", "how", "reason", "what moved"), rows)]
-
-
-def _facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """What a reviewer of a baseline wants to compare: (name, old, new), each `–` where it is not there."""
-    paths = {
-        "tensor digest": ("exact", "tensor_digest"),
-        "tokens": ("exact", "tokens_digest"),
-        "dataset": ("key", "dataset_digest"),
-        "model": ("key", "model_digest"),
-        "settings": ("key", "settings_digest"),
-        "numeric class": ("provenance", "numeric_class"),
-        "loss tolerance": ("tolerance", "loss"),
-        "tensor tolerance": ("tolerance", "tensor"),
-    }
-    for name, path in paths.items():
-        yield name, _short(_get(old, *path)), _short(_get(new, *path))
-    yield "last loss", _last_loss(old), _last_loss(new)
-    yield "guard", _short(_get(old, "exact", "guard", "width")), _short(_get(new, "exact", "guard", "width"))
-
-
-def _get(value: Any, *path: str) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, str):
-        return "–"
-    try:
-        return f"{float.fromhex(value):g}" if value.startswith("0x") else value[:12]
-    except ValueError:
-        return value[:12]
-
-
-def _last_loss(document: Mapping[str, Any]) -> str:
-    rows, columns = _get(document, "exact", "curve", "rows"), _get(document, "exact", "curve", "columns")
-    try:
-        return repr(float.fromhex(rows[-1].split(" ")[columns.split(" ").index("loss")]))
-    except (TypeError, IndexError, ValueError, AttributeError):
-        return "–"
+        reason = get(new, "provenance", "reason")
+        lines += [f"{code(file.path)} ({file.status}): {code(str(reason)) if reason else 'no reason'}", ""]
+        lines += recording_table(old, new) or ["No value in it differs.", ""]
+    if len(decision.baselines) > _ROWS:
+        lines += [f"and {len(decision.baselines) - _ROWS} more", ""]
+    return lines
 
 
 def _report(run_dir: Path) -> dict[str, str]:

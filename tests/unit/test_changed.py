@@ -12,7 +12,7 @@ import pytest
 from bare_machine import BARE_PYTHON, clean_environ
 
 from harness.present import changed as module
-from harness.present.changed import ROOT, changed, decide, markdown, rule_for
+from harness.present.changed import ROOT, Place, base_of, changed, changed_place, decide, markdown, rule_for
 
 
 def git(root: Path, *words: str) -> str:
@@ -84,6 +84,21 @@ def test_every_file_of_this_checkout_is_known_to_a_rule() -> None:
     listed = git(ROOT, "ls-files").splitlines()
     unknown = [path for path in listed if rule_for(path) is module.UNKNOWN and not path.startswith("harness/")]
     assert not unknown, "these count as the lane for want of a rule: add them to one in harness/present/changed.py"
+
+
+def test_where_the_lanes_code_first_changed(root: Path) -> None:
+    """The first line of each place that changed: committed, uncommitted, added; not of what is no lane code."""
+    lines = [f"{number}\n" for number in range(1, 21)]
+    base = commit(root, **{"harness/lane/trainer.py": "".join(lines)})
+    assert changed_place(base, root) is None
+    write(root, "README.md", "another\n")
+    write(root, "harness/lane/trainer.py", "".join([*lines[:6], "seven\n", *lines[7:14], *lines[16:]]))
+    assert changed_place(base, root) == Place("harness/lane/trainer.py", 7, 2)
+    write(root, "harness/lane/a new one.py")
+    assert changed_place(base, root) == Place("harness/lane/a new one.py", 1, 3)
+    assert changed_place("nowhere", root) is None
+    assert base_of({"GITHUB_BASE_REF": "main"}) == "origin/main" and base_of({}) == ""
+    assert base_of({"GITHUB_BASE_REF": "main", "CHANGE_BASE": "abc"}) == "abc"
 
 
 def test_nothing_changed(root: Path) -> None:

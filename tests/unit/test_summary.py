@@ -16,9 +16,11 @@ import pytest
 from bare_machine import BARE_PYTHON, clean_environ
 from run_directory import RUN_ID, edit_json, write_run
 
-from harness.present.changed import ROOT, ChangedFile, Decision
-from harness.present.collect import annotation_lines
+from harness.present import collect
+from harness.present.changed import ROOT, ChangedFile, Decision, Place
+from harness.present.collect import annotation_lines, place_of_change
 from harness.present.gates import GateResult, GatesError, GatesFile, read_gates
+from harness.present.recording import recording_table
 from harness.present.summary import LIMIT, render, shorten
 
 GOOD = GateResult("tests/smoke/test_gates.py::test_loss_falls", "passed")
@@ -189,11 +191,10 @@ def test_edited_baselines_and_their_reasons(tmp_path: Path) -> None:
     decision = Decision("main", git("rev-parse", "HEAD").strip(), tuple(files))
     FILE.write(tmp_path)
     text, _ = render(tmp_path, decision, tmp_path)
-    assert (
-        "| `baselines/a.json` | changed | `a better\\nloss \\| really` | `tensor digest aaaaaaaaaaaa → bbbbbbbbbbbb` |"
-        in text.splitlines()
-    )
-    assert "`baselines/b.json` | removed" in text and "[!WARNING]" not in text
+    lines = text.splitlines()
+    assert "`baselines/a.json` (changed): `a better\\nloss | really`" in lines
+    assert "| `tensor digest` | `aaaaaaaaaaaa` | `bbbbbbbbbbbb` | another |" in lines
+    assert "`baselines/b.json` (removed): no reason" in lines and "[!WARNING]" not in text
     both = dataclasses.replace(decision, files=(*files, ChangedFile("harness/lane/x.py", "changed", "lane code", True)))
     assert "> [!WARNING]\n> A baseline changes together with the lane's code" in render(tmp_path, both, tmp_path)[0]
 
@@ -207,6 +208,22 @@ def test_annotations_are_escaped_and_said_once_for_one_reason() -> None:
     )
     assert len(lines) == 11 and lines[-1].startswith("::notice::3 more reasons")
     assert not list(annotation_lines([GOOD]))
+
+
+def test_an_annotation_is_at_the_changed_line_where_one_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place("harness/lane/trainer.py", 12, 2)
+    (line,) = annotation_lines([BAD], place)
+    assert line.startswith("::error file=harness/lane/trainer.py,line=12,title=gate%3A loss is finite::the loss is nan")
+    assert "tests/a.py:7" in line and "2 places" in line
+    monkeypatch.setattr(collect, "changed_place", {"main": place}.get)
+    monkeypatch.delenv("GITHUB_BASE_REF", raising=False)
+    monkeypatch.delenv("CHANGE_BASE", raising=False)
+    assert place_of_change({"verdict": "regression"}) is None, "nothing to compare with"
+    monkeypatch.setenv("CHANGE_BASE", "main")
+    assert place_of_change({"verdict": "regression"}) == place_of_change(None) == place
+    assert place_of_change({"verdict": "environment-moved"}) is place_of_change({"verdict": "nondeterministic"}) is None
 
 
 SESSION = """
@@ -254,6 +271,8 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
     environ = {
         **os.environ,
         "GITHUB_ACTIONS": "true",
+        "GITHUB_BASE_REF": "",
+        "CHANGE_BASE": "",
         "PYTHONPATH": str(ROOT),
         "PYTEST_ADDOPTS": "",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -279,6 +298,47 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
     values = {p.get("name"): p.get("value") for p in suite.iterfind("properties/property")}
     assert values["verdict"] == "regression" and values["run_id"] == RUN_ID and values["loss"] == found.metrics["loss"]
     assert {"loss_first", "checkpoint_tensor_digest", "numeric_class"} <= set(values)
+
+
+def test_a_recordings_diff_is_in_decimal_numbers_with_up_and_down() -> None:
+    (path,) = (ROOT / "baselines" / "experimental").glob("musicgen_nano-universal-*.json")
+    old = json.loads(path.read_text())
+    assert recording_table(old, old) == []
+    new = json.loads(path.read_text())
+    rows = new["exact"]["curve"]["rows"]
+    loss = float.fromhex(rows[-1].split(" ")[3])
+    rows[-1] = rows[-1].replace(loss.hex(), (2 * loss).hex())
+    rows.append(rows[0])
+    ended = float.fromhex(new["exact"]["end"]["evaluation loss"])
+    new["exact"]["end"]["evaluation loss"] = (ended - 0.5).hex()
+    new["shape"]["end"]["0.taps"] = new["shape"]["end"]["0.taps"].replace("128x64", "128x32")
+    new["provenance"]["environment"]["packages.torch"] = "9.9"
+    new["key"]["model_digest"] = "f" * 64
+    del new["tolerance"]["loss"]
+    found = {line.split(" | ")[0].strip("| `"): line for line in recording_table(old, new)}
+    shown = f"| `evaluation loss` | `{ended!r}` | `{ended - 0.5!r}` | ▼ 0.5 ({-0.5 / ended:.2%}) |".replace("(-", "(")
+    assert found["evaluation loss"] == shown
+    assert found["steps"] == "| `steps` | `24` | `25` | ▲ 1 (4.17%) |"
+    assert found["loss, step 24"].endswith(f"| `{2 * loss!r}` | new |") and found["last loss"].count("▼") == 1
+    assert "`float32 128x64` | `float32 128x32` | another" in found["0.taps: type and shape"]
+    assert found["environment: packages.torch"].endswith("`9.9` | another |")
+    assert found["key: model_digest"].count("`ffffffffffff`") == 1
+    assert found["tolerance: loss"].endswith("| – | gone |")
+    assert not any("0x" in line for line in found.values())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        {"exact": []},
+        {"exact": {"curve": {"columns": "loss", "rows": [1, None]}}},
+        {"exact": {"end": {"a": 1, "b": "0x1.0p+99999"}}, "key": "x", "shape": {"end": {"t": {}}}},
+    ],
+)
+def test_a_recording_that_is_none_is_shown_as_far_as_it_goes(document: object) -> None:
+    assert isinstance(recording_table({}, document), list)
+    assert isinstance(recording_table(document, {}), list)
 
 
 def test_summary_runs_where_nothing_is_installed(tmp_path: Path) -> None:
