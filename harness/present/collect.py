@@ -132,9 +132,9 @@ def place_of_change(verdict: Mapping[str, Any] | None) -> Place | None:
 
 
 def annotation_lines(gates: Iterable[GateResult], place: Place | None = None) -> Iterator[str]:
-    """GitHub's workflow commands for gates that did not pass: at the changed line if one is known, where a reviewer sees
-    it in the diff, else at the gate. Gates with one and the same reason (a lane that failed fails them all) share an
-    annotation, so that the few that GitHub shows say the most."""
+    """GitHub's workflow commands for gates that did not pass: at the changed line if one is known, where a reviewer
+    sees it in the diff, else at the gate. Gates with one and the same reason (a lane that failed fails them all) share
+    an annotation, so that the few that GitHub shows say the most."""
     groups = [group for group in by_reason(list(gates)) if group[0].outcome != "skipped"]
     for number, failed in enumerate(groups):
         if number == _ANNOTATIONS:

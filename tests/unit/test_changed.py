@@ -242,7 +242,7 @@ def test_the_workflows_own_step_decides(tmp_path: Path, path: str, answer: str, 
     base = commit(root)
     commit(root, **{path: "x\n"})
     files = {name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
-    environ = clean_environ(BASE=base, **files)
+    environ = clean_environ(CHANGE_BASE=base, **files)
     done = subprocess.run(["bash", "-e", "-c", script], cwd=root, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "GITHUB_OUTPUT").read_text().startswith(f"lane-changed={answer}\n")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import pytest
 from bare_machine import BARE_PYTHON, clean_environ
 from run_directory import RUN_ID, edit_json, write_run
 
+from harness.bootstrap.doctor import TESTED_PYTHONS
 from harness.present import collect
 from harness.present.changed import ROOT, ChangedFile, Decision, Place
 from harness.present.collect import annotation_lines, place_of_change
@@ -364,8 +366,40 @@ def test_the_workflow_keeps_to_its_promises() -> None:
     workflow = yaml.safe_load(text)
     triggers = workflow[True]  # YAML 1.1 reads `on` as true
     assert triggers["pull_request"] is None, "a path filter here leaves a required check pending for ever"
-    assert "pull_request_target" not in triggers
+    assert "merge_group" in triggers and "pull_request_target" not in triggers
     assert workflow["permissions"] == {"contents": "read"}
-    for step in workflow["jobs"]["gates"]["steps"]:
+    jobs = workflow["jobs"]
+    assert not [name for name, job in jobs.items() if "permissions" in job or "timeout-minutes" not in job]
+    for step in (step for job in jobs.values() for step in job["steps"]):
         assert "${{" not in step.get("run", ""), "an expression in a script is an injection: pass it as a variable"
         assert "continue-on-error" not in step
+    used = [line.partition("uses:")[2].strip() for line in text.splitlines() if "uses:" in line]
+    pinned = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert used and not [use for use in used if not pinned.fullmatch(use)], "not pinned, or unsaid to what"
+    assert len({use.partition("@")[0] for use in used}) == len(set(used)), "one action in two versions"
+
+
+def test_the_workflow_tries_each_python_that_is_listed_and_both_kinds_of_processor() -> None:
+    import tomllib
+
+    import yaml
+
+    jobs = yaml.safe_load((ROOT / ".github/workflows/lane.yml").read_text())["jobs"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line}
+    assert (
+        set(jobs["suite"]["strategy"]["matrix"]["python"]) == listed == {".".join(map(str, p)) for p in TESTED_PYTHONS}
+    )
+    assert {"ubuntu-24.04", "ubuntu-24.04-arm"} == set(jobs["gates"]["strategy"]["matrix"]["runner"])
+    assert set(jobs["required"]["needs"]) == set(jobs) - {"required"} and jobs["required"]["if"] == "always()"
+
+
+@pytest.mark.parametrize(("results", "code"), [("success success success", 0), ("success skipped success", 1), ("", 1)])
+def test_what_is_required_is_that_every_job_passed(results: str, code: int) -> None:
+    import yaml
+
+    (step,) = yaml.safe_load((ROOT / ".github/workflows/lane.yml").read_text())["jobs"]["required"]["steps"]
+    done = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], env={**os.environ, "RESULTS": results}, capture_output=True
+    )
+    assert done.returncode == code
