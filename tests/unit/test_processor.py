@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from proof import false_alarms, universality
 
 from harness.lane.errors import LaneError
 from harness.lane.preflight import check_processor
@@ -18,7 +19,6 @@ from harness.launch import LaneProcess
 from harness.numerics import processor
 from harness.numerics.modes import environment_pins
 from harness.numerics.processor import ATEN, FORCING, MKL, MKL_LIMIT, NEEDS, ONEDNN, OPENBLAS, forced, lacking
-from harness.proof import false_alarms, universality
 
 ROOT = Path(__file__).resolve().parents[2]
 ARM = frozenset({"NEON", "ASIMD"})
