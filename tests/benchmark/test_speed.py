@@ -109,7 +109,11 @@ def log_seconds(run_dir: Path, first: str, last: str) -> float:
 
 def test_price_of_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped lane in each numeric mode, in turn, one thread: the training alone, and the whole process."""
-    rows: dict[str, list[tuple[float, float]]] = {"native": [], "universal": [], "portable": []}
+    from harness.numerics.modes import environment_pins
+    from harness.numerics.processor import lacking
+
+    absent = {mode: lacking(environment_pins(mode, 1)) for mode in ("native", "universal", "portable")}
+    rows: dict[str, list[tuple[float, float]]] = {mode: [] for mode, why in absent.items() if not why}
     for _ in range(3):
         for mode, found in rows.items():
             started = time.perf_counter()
@@ -123,6 +127,7 @@ def test_price_of_each_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for mode, found in rows.items():
             train, whole = (statistics.median(column) for column in zip(*found, strict=True))
             print(f"| {mode} | {train:.2f} s | {train / base[0]:.2f} | {whole:.2f} s | {whole / base[1]:.2f} |")
+        print("\n".join(f"| {mode} | not run: {why} | | | |" for mode, why in absent.items() if why))
 
 
 def test_upstream_way_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
