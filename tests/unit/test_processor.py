@@ -143,6 +143,15 @@ def test_tables_list_what_could_not_be_run(capped: frozenset[str]) -> None:
     assert all(ATEN in false_alarms.hindrance(case) or ONEDNN in false_alarms.hindrance(case) for case in alarms)
 
 
+def test_the_lane_refuses_what_this_processor_lacks(tmp_path: Path) -> None:
+    """For real: kernels of the other kind of processor."""
+    other = forced(aten="avx512" if "SVE" in processor.processor_features() else "sve256")
+    assert lacking(other), "a processor with both"
+    lane = LaneProcess(tmp_path / "run", other)
+    assert lane.wait().exit_code == 3
+    assert "\nroot_cause: processor_lacks_kernels: " in (tmp_path / "run" / "train_report.txt").read_text()
+
+
 @pytest.mark.emulated
 @pytest.mark.parametrize(
     ("model", "settings"), [("Nehalem", {"LANE_NUMERICS": "portable"}), ("Haswell", forced(aten="avx512"))]
