@@ -108,3 +108,14 @@ def test_the_index_has_torch(python: str) -> None:
     assert done.returncode == 0, done.stderr
     versions = done.stdout.splitlines()[1].removeprefix("Available versions:").replace(",", " ").split()
     assert TORCH_VERSION in {version.partition("+")[0] for version in versions}
+
+
+def test_the_key_of_the_workflows_cache_has_the_version_of_each_package() -> None:
+    """What `.ci/resolved.py` prints; nothing is installed for it."""
+    words = [sys.executable, str(ROOT / ".ci" / "resolved.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    named = {normalise(line.partition("==")[0]) for line in lines if "==" in line}
+    assert {need.name for need in read_requirements(ROOT / "pyproject.toml")} | {"audiocraft"} <= named
+    assert sum(line.startswith(f"torch=={TORCH_VERSION}") for line in lines) == 1
+    assert f"python {sys.version}" in lines
