@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.bootstrap.errors import SetupError
-from harness.lane.files import atomic_write
+from harness.lane.files import TITLE, atomic_write, remove
 
 STDOUT_LOG = "colab_bootstrap_stdout.log"
 STDERR_LOG = "colab_bootstrap_stderr.log"
@@ -34,8 +34,8 @@ class SetupLog:
     traceback: str = ""
 
     def write(self, directory: Path) -> None:
-        atomic_write(directory / STDOUT_LOG, "".join(self.stdout).encode("utf-8", "replace"))
-        atomic_write(directory / STDERR_LOG, ("".join(self.stderr) + self.traceback).encode("utf-8", "replace"))
+        for name, lines in ((STDOUT_LOG, self.stdout), (STDERR_LOG, [*self.stderr, self.traceback])):
+            atomic_write(directory / name, "".join([TITLE, *lines]).encode("utf-8", "replace"))
 
     def last_lines(self) -> list[str]:
         """The end of what the last command said: on stderr, or on stdout if it said nothing there.
@@ -59,7 +59,8 @@ class SetupLog:
     def remove(directory: Path) -> None:
         """After a set-up that worked, the logs of an earlier failure would mislead."""
         for name in (STDOUT_LOG, STDERR_LOG):
-            (directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file of the user's of that name is left alone
+                remove(directory / name, "setup_log")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import faulthandler
 import gc
-import glob
 import io
 import json
 import logging
@@ -27,8 +26,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.lane.environment import describe_environment, head_commit, peak_memory_bytes
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
-from harness.lane.files import TEMPORARY_PREFIX, atomic_write, is_lfs_pointer, show, write_json
+from harness.lane.files import (
+    NotOurs,
+    atomic_write,
+    drop_unfinished,
+    is_lfs_pointer,
+    kind_at,
+    remove,
+    show,
+    write_json,
+)
 from harness.lane.lock import Busy, owned
+from harness.lane.outputs import check_names, check_outputs, not_ours, remove_earlier
 from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
@@ -103,6 +112,7 @@ def run_lane(settings: Settings, run: Run) -> None:
     """The lane, in the order in which data flows. Raises LaneError (or anything else) on the way; returns when
     completed."""
     run.enter("preflight")
+    check_names(settings)
     from harness.lane.preflight import check_narration, check_processor
 
     check_processor(settings)
@@ -222,33 +232,13 @@ def pin_process(settings: Settings) -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def temporary_files(settings: Settings, process: str) -> Iterator[Path]:
-    """Files that the run of ``process`` (its id, or ``*`` for any) left unfinished."""
-    for folder in (settings.run_dir, settings.checkpoint_path.parent, settings.audio_dir):
-        yield from folder.glob(f"{TEMPORARY_PREFIX}{process}-*")
-    name = glob.escape(settings.status_path.name)
-    yield from settings.status_path.parent.glob(f"{TEMPORARY_PREFIX}{process}-{name}")
-
-
 def begin(settings: Settings, run: Run) -> None:
     """Remove what earlier runs left, and write status and report of a run that has not ended.
 
-    Whatever ends this process from here on, those two say that nothing was completed. Removed are files the lane
-    writes, by name, as CLEAR_PREVIOUS_ARTIFACTS and RESET_TRAIN_OUTPUTS say, and temporary files of runs that were
-    killed. Nothing else is touched.
+    Whatever ends this process from here on, those two say that nothing was completed.
     """
     run.step = "reset"
-    doomed: list[Path] = []
-    if settings.clear_previous_artifacts:
-        doomed += [settings.report_path, settings.environment_path]
-    if settings.reset_train_outputs:
-        doomed += [settings.status_path, settings.tokens_path, settings.trace_path]
-        doomed += [settings.checkpoint_path, settings.checkpoint_float64_path, settings.checkpoint_sidecar_path]
-    if settings.reset_train_outputs and not settings.resume:
-        doomed.append(settings.state_path)
-    doomed += temporary_files(settings, "*")
-    for path in doomed:
-        path.unlink(missing_ok=True)
+    remove_earlier(settings)
     cause = f"the run of process {os.getpid()} has not ended: it is running, or it was killed"
     unended = LaneError("lane_process", "run_not_ended", cause, "wait for it, or run it again", status="interrupted")
     write_status(settings, run, unended)
@@ -259,8 +249,10 @@ def begin(settings: Settings, run: Run) -> None:
 def locked(settings: Settings) -> Iterator[None]:
     """Own the run directory, and the staging folder where that lies elsewhere, while the block runs.
 
-    Raises LaneError if a folder cannot be used, or if a living run owns it: with that run's pid, and since when.
+    Raises LaneError if a folder cannot be used, if what is not the lane's lies where it is to write, or if a living run
+    owns the folder: with that run's pid, and since when.
     """
+    check_outputs(settings)
     folders = {"LANE_RUN_DIR": settings.run_dir}
     if not settings.audio_dir.is_relative_to(settings.run_dir):
         folders["KNOWLEDGE_AUDIO_DIR"] = settings.audio_dir
@@ -274,6 +266,8 @@ def locked(settings: Settings) -> Iterator[None]:
                 cause = f"{show(folder)} ({name}): in use by {owner}"
                 action = f"wait for it to end, or set {name} to another folder"
                 raise LaneError("run_directory", "run_directory_busy", cause, action) from None
+            except NotOurs as error:
+                raise not_ours(error, settings) from None
             except OSError as error:
                 cause = f"{show(folder)}: cannot be used as {name} ({error.strerror})"
                 raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
@@ -287,7 +281,8 @@ def logging_to(path: Path) -> Iterator[None]:
     A log that can no longer be written (a full disk) is no reason to fail, and nothing to show a traceback for.
     """
     logging.raiseExceptions = False
-    file = path.open("w", encoding="utf-8", errors="backslashreplace")
+    remove(path, "log")
+    file = path.open("x", encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -321,6 +316,8 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
         action = "set LANE_TIMEOUT_S higher, or LANE_STEPS lower" + (f"; {again}" if saved else "")
         return LaneError(run.step, "time_limit", cause, action, status="failed", exit_code=4)
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, NotOurs) and run.settings:
+        return not_ours(error, run.settings)
     number = error.errno if isinstance(error, OSError) else None
     where = f"{show(Path(os.fsdecode(error.filename)))}: " if isinstance(error, OSError) and error.filename else ""
     short = shortage(error)
@@ -462,9 +459,7 @@ def finish(run: Run, error: BaseException | None) -> int:
     text = ""
     if settings and run.owns_run_dir:
         failure = _write_status(settings, run, failure)
-        with contextlib.suppress(OSError):
-            for path in temporary_files(settings, str(os.getpid())):  # a signal came before its owner could see to it
-                path.unlink()
+        drop_unfinished()  # a signal came before its owner could see to it
         text = report_text(run, failure)
         try:
             atomic_write(settings.report_path, text.encode())
@@ -495,7 +490,7 @@ def _not_written(path: Path, what: str, trouble: OSError | MemoryError, settings
     reason = getattr(trouble, "strerror", None) or "out of memory"
     complain(f"{show(path)}: the {what} could not be written ({reason})")
     with contextlib.suppress(OSError):
-        if settings.run_id.encode() not in path.read_bytes():
+        if kind_at(path) is not None and settings.run_id.encode() not in path.read_bytes():
             path.unlink()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.lane.adapter import BLOCKS, TAPS
 from harness.lane.errors import LaneError
-from harness.lane.files import atomic_write, file_sha256, write_json
+from harness.lane.files import atomic_write, file_sha256, remove, write_json
 from harness.lane.settings import Settings
 from harness.numerics.digest import tensor_digest
 
@@ -50,6 +50,8 @@ def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float6
     if keep_float64:
         before = {"adapter": adapter_tensors(adapters, torch.float64), "meta": meta}
         atomic_write(settings.checkpoint_float64_path, _serialise(before))
+    else:
+        remove(settings.checkpoint_float64_path, "checkpoint")  # an earlier run's, where RESET_TRAIN_OUTPUTS=0
     atomic_write(path, _serialise({"adapter": tensors, "meta": meta}))
     sidecar = {
         "schema": "checkpoint/1",

@@ -9,13 +9,24 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
 from harness.lane.containers import kind_of
 from harness.lane.errors import LaneError
-from harness.lane.files import TEMPORARY_PREFIX, file_sha256, show, write_json
+from harness.lane.files import (
+    TEMPORARY_PREFIX,
+    check_place,
+    drop,
+    file_sha256,
+    remove,
+    reserve,
+    settle,
+    show,
+    write_json,
+)
 from harness.lane.settings import Settings
 
 SCHEMA = "voice_dataset/1"
@@ -53,7 +64,7 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
             )
     remove_staged(settings)
     settings.audio_dir.mkdir(parents=True, exist_ok=True)
-    entries: list[dict[str, Any]] = []
+    staged: dict[str, tuple[Path, dict[str, Any]]] = {}  # by the name in the staging folder
     skipped: list[str] = []
     left_out: list[str] = []
     narration_path = settings.audio_path.resolve()
@@ -80,8 +91,9 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
                 raise
             skipped.append(error.cause)
             continue
-        entries.append(_stage(settings, source, facts))
-    if not entries:
+        name, entry = _entry(settings, source, facts, staged)
+        staged[name] = (source, entry)
+    if not staged:
         where = settings.source_dir or settings.audio_path
         raise LaneError(
             "prepare",
@@ -89,7 +101,7 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
             f"{show(where)}: no usable recording in it" + (f" ({len(skipped)} bad)" if skipped else ""),
             "put at least one recording there, or set KNOWLEDGE_SOURCE_DIR",
         )
-    entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))
+    entries = sorted((entry for _, entry in staged.values()), key=lambda entry: (entry["sha256"], entry["target"]))
     manifest = {
         "schema": SCHEMA,
         "run_id": settings.run_id,
@@ -100,7 +112,10 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
         "skipped": skipped,
         "left_out": left_out,
     }
+    # First the manifest, then what it lists: what a run that is killed has staged is known by it, and removed.
     write_json(settings.manifest_path, manifest)
+    for source, entry in staged.values():
+        _stage(settings, source, entry)
     return manifest
 
 
@@ -209,19 +224,21 @@ def _check_link(path: Path, root: Path) -> None:
 
 
 def remove_staged(settings: Settings) -> None:
-    """Remove what an earlier run staged: the targets its manifest lists, where they lie in the staging folder, and no
-    more. In the run directory itself also what a run left that was killed before it had a manifest."""
-    names: list[Any] = []
+    """Remove what an earlier run staged: of what its manifest lists, the files with the listed name and content.
+
+    Raises NotOurs for a manifest that the lane did not write.
+    """
+    check_place(settings.manifest_path, SCHEMA)
+    entries: list[Any] = []
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        names = [entry["target"] for entry in json.loads(settings.manifest_path.read_bytes())["entries"]]
-    if settings.audio_dir.is_relative_to(settings.run_dir):
-        names += [path.name for path in settings.audio_dir.glob("????????????-*")]
-    for name in names:
-        with contextlib.suppress(OSError):
-            if _is_staged_name(name) and stat.S_ISREG((settings.audio_dir / name).lstat().st_mode):
-                (settings.audio_dir / name).unlink()
-    with contextlib.suppress(OSError):
-        settings.manifest_path.unlink()
+        entries = list(json.loads(settings.manifest_path.read_bytes())["entries"])
+    for entry in entries:
+        with contextlib.suppress(OSError, TypeError, KeyError):
+            path = settings.audio_dir / entry["target"]
+            is_file = _is_staged_name(entry["target"]) and stat.S_ISREG(path.lstat().st_mode)
+            if is_file and file_sha256(path) == entry["sha256"]:
+                path.unlink()
+    remove(settings.manifest_path, SCHEMA)
 
 
 def _is_staged_name(name: object) -> bool:
@@ -229,41 +246,56 @@ def _is_staged_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}-[A-Za-z0-9._-]+", name) is not None
 
 
-def _stage(settings: Settings, source: Path, facts: AudioFacts) -> dict[str, Any]:
-    """Bring one file into the staging folder; returns its entry in the manifest."""
-    check_regular_file(source)
-    real = source.resolve()
-    digest = file_sha256(real)
+def _entry(settings: Settings, source: Path, facts: AudioFacts, taken: Container[str]) -> tuple[str, dict[str, Any]]:
+    """(Name in the staging folder, entry in the manifest) of one recording; the name is neither taken nor there."""
+    size, digest = check_regular_file(source), file_sha256(source)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)[:80] or "audio"
-    suffix = kind_of(real).lower()  # some readers go by the name
+    suffix = kind_of(source.resolve()).lower()  # some readers go by the name
     name = f"{digest[:12]}-{safe}.{suffix}"
     count = 1
-    while (settings.audio_dir / name).exists():
+    while name in taken or os.path.lexists(settings.audio_dir / name):
         count += 1
         name = f"{digest[:12]}-{safe}-{count}.{suffix}"
-    target = settings.audio_dir / name
-    temporary = settings.audio_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{digest[:12]}"
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            temporary.hardlink_to(real)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(real, temporary)
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    return {
+    return name, {
         "source": show(source),
         "target": name,
-        "bytes": target.stat().st_size,
+        "bytes": size,
         "sha256": digest,
         "sample_rate": facts.sample_rate,
         "channels": facts.channels,
         "frames": facts.frames,
         "duration_seconds": round(facts.seconds, 6),
     }
+
+
+def _stage(settings: Settings, source: Path, entry: Mapping[str, Any]) -> None:
+    """Bring one file into the staging folder."""
+    digest, real = entry["sha256"][:12], source.resolve()
+    for leftover in settings.audio_dir.glob(f"{TEMPORARY_PREFIX}*-{digest}"):
+        if _begins_like(leftover, real):
+            leftover.unlink()
+    temporary = reserve(settings.audio_dir / digest)
+    try:
+        try:
+            temporary.hardlink_to(real)
+        except OSError:  # another file system, or one without hard links
+            with real.open("rb") as recording, temporary.open("xb") as copy:
+                shutil.copyfileobj(recording, copy, 1 << 20)
+        settle(temporary, settings.audio_dir / entry["target"], None)
+    except BaseException:
+        drop(temporary)
+        raise
+
+
+def _begins_like(leftover: Path, recording: Path) -> bool:
+    """Whether a file is a copy of the recording, or the beginning of one, as a run that was killed leaves it."""
+    if not stat.S_ISREG(leftover.lstat().st_mode):
+        return False
+    with leftover.open("rb") as copy, recording.open("rb") as whole:
+        while block := copy.read(1 << 20):
+            if block != whole.read(len(block)):
+                return False
+    return True
 
 
 def read_manifest(settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.lane.files import check_place
+
 LOCK_NAME = ".lane.lock"
 
 
@@ -22,9 +24,10 @@ def owned(folder: Path) -> Iterator[None]:
     """Own ``folder``, which exists, while the block runs. The kernel lets go of the lock when its owner dies, however
     it dies.
 
-    Raises Busy, or OSError where the lock file cannot be used (a link in its place is not followed).
+    Raises Busy, NotOurs where something else lies in the lock's place, or OSError where it cannot be used.
     """
     path = folder / LOCK_NAME
+    check_place(path, "lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:

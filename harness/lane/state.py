@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from harness.lane.errors import LaneError, shortage
-from harness.lane.files import atomic_write, show
+from harness.lane.files import atomic_write, remove, show
 from harness.lane.settings import REPOSITORY, Settings
 
 SCHEMA = "train_state/1"
@@ -122,4 +122,4 @@ class StateFile:
 
     def remove(self) -> None:
         """Of a run that has completed there is nothing to go on with."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path, "state")

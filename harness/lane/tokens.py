@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.lane.audio import AudioStream
 from harness.lane.errors import LaneError
-from harness.lane.files import atomic_write
+from harness.lane.files import TOKENS_MARK, atomic_write
 from harness.lane.resample import Resampler
 from harness.lane.settings import Settings
 from harness.numerics.digest import array_digest, tensor_digest
@@ -174,4 +174,5 @@ def write_tokens(path: Path, tokens: TokenSet) -> None:
     """Write ``tokens.npy``: int16 ``[chunks, codebooks, frames]``, atomically."""
     buffer = io.BytesIO()
     np.save(buffer, tokens.array(), allow_pickle=False)
-    atomic_write(path, buffer.getvalue())
+    blanks = b" " * len(TOKENS_MARK) + b"\n"  # that fill the header up
+    atomic_write(path, buffer.getvalue().replace(blanks, TOKENS_MARK + b"\n", 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.lane.files import TEMPORARY_PREFIX
+from harness.lane.files import drop, reserve, settle
 from harness.lane.settings import Settings
 from harness.numerics.sketch import sketch
 
@@ -49,9 +48,8 @@ class Trace:
 
     def __init__(self, settings: Settings) -> None:
         self._path = settings.trace_path
-        self._temporary = self._path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{self._path.name}"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._temporary.open("w", encoding="ascii")
+        self._temporary = reserve(self._path)
+        self._file = self._temporary.open("x", encoding="ascii")
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line."""
@@ -76,10 +74,9 @@ class Trace:
                 with self._file:
                     self._file.flush()
                     os.fsync(self._file.fileno())
-                self._temporary.replace(self._path)
+                settle(self._temporary, self._path, "lane_trace/1")
             except BaseException:
                 # A trace that ends in the middle of a line would be a lie; closed, so that nothing is flushed later.
-                with contextlib.suppress(OSError):
-                    self._temporary.unlink()
+                drop(self._temporary)
                 raise
         return self._path

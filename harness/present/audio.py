@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.evidence import EvidenceError, RunEvidence
-from harness.lane.files import atomic_write, write_json
+from harness.lane.files import CLIP, atomic_write, write_json
 
 FOLDER = "listen"
 SECONDS = 5.2  # of a clip, at most
@@ -161,7 +161,9 @@ def encode(wave: npt.NDArray[np.float64], rate: int) -> bytes:
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(np.nan_to_num(wave), -1, 1), rate, format="FLAC", subtype="PCM_16")
+    with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format="FLAC") as file:
+        file.comment = CLIP
+        file.write(np.clip(np.nan_to_num(wave), -1, 1))
     return buffer.getvalue()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence import EvidenceError
-from harness.lane.files import atomic_write
+from harness.lane.files import PAGE_MARK, atomic_write
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
@@ -66,6 +66,7 @@ def page(
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{PAGE_MARK}
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
