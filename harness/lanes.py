@@ -36,8 +36,8 @@ from typing import Any
 from harness.evidence.errors import EvidenceError, mismatch, show
 from harness.evidence.external import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
-from harness.evidence.strict import parse_json, read_bytes
-from harness.lane.files import write_json
+from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
+from harness.lane.files import EMPTY, NotOurs, kind_at, write_json
 from harness.launch import start_child
 from harness.numerics.digest import dataset_digest, file_sha256
 
@@ -45,6 +45,7 @@ PAGE = "docs/gate-your-own-lane.md"
 GRACE_S = 10.0
 COPIES = {"status": "train_status.json", "manifest": "voice_dataset_manifest.json", "report": "train_report.txt",
           "trace": "trace.jsonl", "checkpoint": "checkpoint"}  # fmt: skip
+STEMS = ("checkpoint", "initial")  # of copies that keep their suffix
 KEYS = ("command", "cwd", "env", *COPIES, "initial_checkpoint", "audio", "vocabulary", "time_limit", "code")
 TAKEN = ("experimental", "reference")  # folders under baselines/ with a meaning of their own
 
@@ -304,9 +305,7 @@ class ExternalProcess:
     def _prepare(self) -> None:
         """An empty run directory. Nothing is removed but an earlier run of an external lane."""
         if self.run_dir.exists() and any(self.run_dir.iterdir()):
-            if not (self.run_dir / RUN_FILE).exists():
-                raise mismatch(self.run_dir, "files that are no external lane's run", "an empty folder for the run")
-            shutil.rmtree(self.run_dir)
+            _remove_run(self.run_dir)
         self._work = self.run_dir / "work"
         self._work.mkdir(parents=True, exist_ok=True)
         # First of all, so that a run that is killed leaves a folder that the next one may use.
@@ -385,6 +384,7 @@ class ExternalProcess:
             found = "a report" if there else f"no line {lane.report_begin!r} in the output"
             copied = COPIES["report"] if there else None
             outputs["report"] = {"path": "the lane's output", "copy": copied, "written": there, "found": found}
+        copies = {output["copy"] for output in outputs.values()} | {"lane.log", self._initial}
         settings = lane.settings()
         write_json(
             self.run_dir / RUN_FILE,
@@ -402,6 +402,7 @@ class ExternalProcess:
                 "fields": dict(lane.fields),
                 "report_begin": lane.report_begin,
                 "initial": self._initial,
+                "files": {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))},
                 "vocabulary": lane.vocabulary,
                 "data": self._data(outputs.get("manifest")),
                 "numeric_class": numeric_class,
@@ -443,6 +444,41 @@ class ExternalProcess:
                 problems.append(f"{self.audio}: found no file, expected the audio that the lane trains on")
         digest = dataset_digest(digests) if digests and not problems else None
         return {"digest": digest, "files": len(digests), "problems": problems, "source": source}
+
+
+def _remove_run(run_dir: Path) -> None:
+    """Remove an earlier run of an external lane: what its record lists, by name and content, and what the session that
+    judged it wrote. Raises EvidenceError, with nothing removed, where anything else lies there."""
+    expected = "an empty folder, or an earlier run of an external lane and nothing else"
+    record, work = run_dir / RUN_FILE, run_dir / "work"
+    try:
+        if kind_at(record) != SCHEMA:
+            raise mismatch(run_dir, f"files, and no {RUN_FILE} of a run", expected)
+        facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
+        for path in sorted(run_dir.rglob("*")):
+            inside = path.is_relative_to(work) or (path.is_dir() and not path.is_symlink())
+            if not inside and not _is_of_run(path, facts):
+                raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
+        for path in sorted(run_dir.iterdir(), key=lambda path: path == record):  # the record last
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise mismatch(error.filename or run_dir, f"something that {error.strerror}", expected) from None
+
+
+def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a file lies there because of the run with these facts. Raises OSError."""
+    files, plain = facts.get("files"), path.is_file() and not path.is_symlink()
+    if "run_id" not in facts and plain and (path.name in ("lane.log", *COPIES.values()) or path.stem in STEMS):
+        return True  # it was killed before it could list them; the folder was empty when it began
+    if plain and isinstance(files, dict) and path.name in files:
+        return bool(file_sha256(path) == files[path.name])
+    try:
+        return kind_at(path) in (SCHEMA, "gates/1", "page", "listen/1", "clip", EMPTY)
+    except NotOurs:
+        return False
 
 
 def put_back(lane: ExternalLane, run_dir: Path) -> None:
