@@ -448,13 +448,14 @@ def _disguise(path: Path, known: Known, refusals: list[Refusal]) -> int:
 
 def _tensors(path: Path, checkpoint: Checkpoint, known: Known, refusals: list[Refusal]) -> None:
     """The tensors of a file, by their names, by their digest and, one by one, by their values."""
-    names = {name.removeprefix(prefix) for name in checkpoint.tensors for prefix in _prefixes(name)}
     for adapter, whose in known.adapters.items():
-        if adapter <= names:
+        # It may lie deeper in a larger model, after a dot.
+        if all(any(name == own or name.endswith(f".{own}") for name in checkpoint.tensors) for own in adapter):
             what = f"{path}: its tensors have the names of the experimental adapter's ({min(adapter)}, …), as {whose}"
             refusals.append(Refusal("experimental_adapter", what))
             break
-    rounded = {n: a.astype(np.float32) for n, a in checkpoint.tensors.items() if a.dtype.kind == "f"}
+    with np.errstate(over="ignore"):  # a value too large for float32 is infinite in it
+        rounded = {n: a.astype(np.float32) for n, a in checkpoint.tensors.items() if a.dtype.kind == "f"}
     for digest in sorted({checkpoint.tensor_digest, tensor_digest(rounded)} & known.digests.keys()):
         what = f"{path}: its tensor digest {digest[:12]} is that of {known.digests[digest]}"
         refusals.append(Refusal("experimental_digest", what))
@@ -477,11 +478,6 @@ def _tensors(path: Path, checkpoint: Checkpoint, known: Known, refusals: list[Re
                 what = f"{path}: {one_line(name, 80)} has the values of {whose}"
                 refusals.append(Refusal("experimental_tensor", what))
                 break
-
-
-def _prefixes(name: str) -> list[str]:
-    """ "" and what stands before each dot: an adapter may lie deeper in a larger model."""
-    return ["", *(name[: index + 1] for index, letter in enumerate(name) if letter == ".")]
 
 
 def _text(path: Path, refusals: list[Refusal]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +28,14 @@ ARRAY_LIMIT = 2 << 30
 MAP_ABOVE = 512 << 20
 PICKLE_LIMIT = 64 << 20
 HEADER_LIMIT = 16 << 20
+NPY_HEADER_LIMIT = 10_000  # as NumPy itself
 NODES_LIMIT = 1_000_000
 NAME_LIMIT = 4096
 SHARING_LIMIT = 8  # tensors may share storage, but not without end
 
 Array = npt.NDArray[Any]
+DIMENSIONS_LIMIT = 32  # as many as any NumPy takes
+DEFLATE_LIMIT = 1032  # times smaller than what it holds: no deflated data is
 _SAFETENSOR = record({"dtype": TEXT, "shape": list_of(COUNT), "data_offsets": list_of(COUNT, 2)})
 
 
@@ -107,6 +112,8 @@ def read_array(path: Path) -> Array:
 
 def _members(file: BufferedReader, path: Path, size: int) -> list[zipfile.ZipInfo]:
     """The members of a zip archive, at least one. Raises EvidenceError unless it can be what it says it is."""
+    if (directory := _directory_size(file, size)) > HEADER_LIMIT:
+        raise mismatch(path, f"a list of members of {directory:,} bytes", f"at most {HEADER_LIMIT:,}")
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -123,10 +130,20 @@ def _members(file: BufferedReader, path: Path, size: int) -> list[zipfile.ZipInf
     return members
 
 
+def _directory_size(file: BufferedReader, size: int) -> int:
+    """How many bytes the list of an archive's members takes, by its own account (the file's, where it says nothing)."""
+    file.seek(max(0, size - (1 << 16) - 22))
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    claimed = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    if claimed == 0xFFFFFFFF and tail.rfind(b"PK\6\6", 0, at) >= 0:  # more than 4 GiB, or written as if it were
+        large = tail.rfind(b"PK\6\6", 0, at)
+        claimed = int.from_bytes(tail[large + 40 : large + 48], "little")
+    return claimed
+
+
 def _torch_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Path, size: int) -> list[tuple[str, Any]]:
     """The leaves of a torch checkpoint, by name; tensors as arrays of their stored bits. Raises EvidenceError."""
-    import pickle
-
     import torch
 
     for member in members:
@@ -136,6 +153,7 @@ def _torch_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Pa
             raise mismatch(path, f"the compressed member {name!r}", "a checkpoint as torch.save writes it")
         if member.filename.endswith(".pkl") and member.file_size > PICKLE_LIMIT:
             raise mismatch(path, f"{name!r} of {member.file_size:,} bytes", f"at most {PICKLE_LIMIT:,}")
+    _check_storages(file, members, path)
     try:
         # By its path only to be mapped: torch takes whatever is named .safetensors for that.
         file.seek(0)
@@ -161,6 +179,57 @@ def _torch_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Pa
     return leaves
 
 
+# Bytes of an element, by the storage that a torch pickle names; all others have one.
+_ITEM_BYTES = {"BFloat16Storage": 2, "HalfStorage": 2, "ShortStorage": 2, "FloatStorage": 4, "IntStorage": 4,
+               "QInt32Storage": 4, "DoubleStorage": 8, "LongStorage": 8, "ComplexFloatStorage": 8,
+               "ComplexDoubleStorage": 16}  # fmt: skip
+
+
+class _Anything:
+    """Stands for every class and function that a pickle names, so that none is imported or called."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    __setstate__ = __setitem__ = append = extend = add = __init__
+
+
+def _check_storages(file: BufferedReader, members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Holds each storage that the pickle of a torch checkpoint claims against the member that has its bytes: torch
+    believes the claim, and reads on beyond them. Raises EvidenceError; of what is no pickle torch itself says so."""
+    sizes = {member.filename.lower(): member.file_size for member in members}  # torch finds them in any case
+    pickled = [member for member in members if member.filename.lower().endswith("data.pkl")]
+    if len(pickled) != 1 or len(sizes) != len(members):
+        raise mismatch(path, "two members of one name", "a checkpoint")
+    folder = pickled[0].filename.lower().removesuffix("data.pkl")
+
+    class Claims(pickle._Unpickler):  # the one that is written in Python asks for memory by what is there
+        dispatch: ClassVar = {**pickle._Unpickler.dispatch}
+        del dispatch[pickle.BYTEARRAY8[0]]  # but for this, which torch does not write
+
+        def find_class(self, module: str, name: str) -> Any:
+            if name == "bytearray":  # which makes as many bytes as it is told to
+                raise mismatch(path, f"objects that are not loaded ({module}.{name})", "tensors and plain values only")
+            return type(name, (_Anything,), {})
+
+        def persistent_load(self, pid: Any) -> Any:
+            _, storage, key, _, count = pid
+            item = _ITEM_BYTES.get(storage.__name__, 1)
+            there = sizes.get(f"{folder}data/{key}".lower())
+            if there is not None and not 0 <= count * item <= there:
+                found = f"a storage of {one_line(str(count), 30)} times {item} bytes in a member of {there:,}"
+                raise mismatch(path, found, "no more than the member holds")
+            return _Anything()
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            data = archive.read(pickled[0])
+        Claims(io.BytesIO(data)).load()
+    except EvidenceError:
+        raise
+    except Exception:  # a damaged pickle makes the reader raise anything
+        return
+
+
 def _flatten(loaded: Any, path: Path) -> Iterator[tuple[str, Any]]:
     """(name, leaf) of nested dictionaries, lists and tuples. Raises EvidenceError for cycles and for name clashes."""
     stack = [("", loaded)]
@@ -175,8 +244,8 @@ def _flatten(loaded: Any, path: Path) -> Iterator[tuple[str, Any]]:
             raise mismatch(path, "values nested without end", f"at most {NODES_LIMIT:,} values with names of their own")
         if isinstance(value, dict | list | tuple):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if not isinstance(key, str | int):
-                    raise mismatch(path, f"a key of type {type(key).__name__}", "names")
+                if not isinstance(key, str | int) or (isinstance(key, int) and key.bit_length() > 64):
+                    raise mismatch(path, f"a key of type {type(key).__name__}", "names, and whole numbers of 64 bits")
                 stack.append((f"{name}.{key}" if name else str(key), item))
         elif name in names:
             raise mismatch(path, f"two values of the name {one_line(name, 80)!r}", "each name once")
@@ -224,6 +293,11 @@ def _npz_leaves(file: BufferedReader, members: list[zipfile.ZipInfo], path: Path
     """The arrays of an `.npz` file, by name. Raises EvidenceError."""
     if sum(member.file_size for member in members) > ARRAY_LIMIT:
         raise mismatch(path, "arrays of more bytes than are read", f"at most {ARRAY_LIMIT:,}")
+    for member in members:
+        most = member.compress_size * (DEFLATE_LIMIT if member.compress_type == zipfile.ZIP_DEFLATED else 1)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.file_size > most:
+            found = f"{one_line(member.filename, 80)!r} of {member.file_size:,} bytes in {member.compress_size:,}"
+            raise mismatch(path, found, "members that are stored or deflated, and can hold what they say")
     leaves: list[tuple[str, Array]] = []
     with zipfile.ZipFile(file) as archive:
         for member in members:
@@ -254,6 +328,8 @@ def _safetensors_leaves(file: BufferedReader, path: Path, size: int) -> list[tup
         raise mismatch(path, f"a header of {length:,} bytes in a file of {size:,}", "a whole safetensors file")
     header = read_as(OBJECT, parse_json(file.read(length), path), path)
     leaves: list[tuple[str, Any]] = list(read_as(OBJECT, header.pop("__metadata__", {}), path).items())
+    if any(len(name) > NAME_LIMIT for name in header):
+        raise mismatch(path, "a tensor's name without end", f"at most {NAME_LIMIT:,} characters")
     described = {name: read_as(_SAFETENSOR, value, f"{path}: {one_line(name, 80)}") for name, value in header.items()}
     end = 0
     for name, tensor in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
@@ -261,42 +337,58 @@ def _safetensors_leaves(file: BufferedReader, path: Path, size: int) -> list[tup
         if tensor["dtype"] not in _SAFETENSORS:
             raise mismatch(where, f"dtype {show(tensor['dtype'])}", f"one of {', '.join(_SAFETENSORS)}")
         dtype = np.dtype(_SAFETENSORS[tensor["dtype"]])
-        if first != end or last - first != math.prod(tensor["shape"]) * dtype.itemsize:
+        if first != end or last - first != _bytes_of(tensor["shape"], dtype, where):
             raise mismatch(where, f"bytes {first} to {last}", f"the bytes of its shape, from {end} on")
+        if 8 + length + last > size:
+            raise mismatch(path, f"{size:,} bytes", "as many as its header says (is it truncated?)")
         end = last
         data = file.read(last - first)
-        if len(data) != last - first:
-            raise mismatch(path, f"{size:,} bytes", "as many as its header says (is it truncated?)")
-        array: Array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
-        array = array.reshape(tensor["shape"])
+        array: Array = (np.frombuffer(data, dtype) if data else np.empty(0, dtype)).reshape(tensor["shape"])
         leaves.append((name, raw_bits("bfloat16", array) if tensor["dtype"] == "BF16" else array))
     if 8 + length + end != size:
         raise mismatch(path, f"{size - 8 - length:,} bytes of tensors", f"{end:,}, as the header says")
     return leaves
 
 
-def _read_npy(file: Any, size: int, where: object) -> Array:
-    """The array in an open `.npy` file of `size` bytes. Raises EvidenceError."""
+def _bytes_of(shape: Sequence[int], dtype: np.dtype[Any], where: object) -> int:
+    """How many bytes an array takes. Raises EvidenceError for a shape that no array has: before it is multiplied out,
+    and with 0 in it too, where the bytes say nothing of the rest."""
+    length = math.prod(max(1, side) for side in shape) if len(shape) <= DIMENSIONS_LIMIT else 0
+    if len(shape) > DIMENSIONS_LIMIT or min(shape, default=0) < 0 or length * dtype.itemsize >= 1 << 63:
+        found = f"a shape of {len(shape):,} dimensions, {one_line(str(list(shape[:40])), 80)}"
+        raise mismatch(where, found, f"at most {DIMENSIONS_LIMIT}, and no more values than memory has addresses")
+    return math.prod(shape) * dtype.itemsize
+
+
+def _npy_header(file: Any, where: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype of an open `.npy` file. Raises EvidenceError."""
     try:
         version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[version](file)
+        digits = {(1, 0): 2, (2, 0): 4}[version]
+        prefix = file.read(digits)
+        if (length := int.from_bytes(prefix, "little")) > NPY_HEADER_LIMIT:
+            raise ValueError(f"it says that it is {length:,} bytes long; at most {NPY_HEADER_LIMIT:,} are read")
+        header = io.BytesIO(prefix + file.read(length))
+        readers = {2: np.lib.format.read_array_header_1_0, 4: np.lib.format.read_array_header_2_0}
+        return readers[digits](header)
     # The header is a Python literal, and evaluating a damaged one raises whatever Python's compiler does.
     except Exception as error:
         found = f"no .npy header ({type(error).__name__}: {one_line(str(error), 80)})"
         raise mismatch(where, found, "an .npy file") from None
+
+
+def _read_npy(file: Any, size: int, where: object) -> Array:
+    """The array in an open `.npy` file of `size` bytes. Raises EvidenceError."""
+    shape, fortran, dtype = _npy_header(file, where)
     if dtype.kind not in "biufc":
         raise mismatch(where, f"an array of {one_line(str(dtype), 80)}", "an array of numbers")
-    expected = math.prod(shape) * dtype.itemsize
-    if expected > size or any(length < 0 for length in shape):
+    expected = _bytes_of(shape, dtype, where)
+    if expected > size:
         found = f"a header for shape {one_line(str(shape), 80)} in {size:,} bytes"
         raise mismatch(where, found, "a whole array (is it truncated?)")
     data = file.read(expected + 1)
     if len(data) != expected:
         found = f"{'more' if len(data) > expected else 'less'} than the header's {expected:,} bytes"
         raise mismatch(where, found, "as many as the header says")
-    try:
-        array: Array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, OverflowError) as error:
-        raise mismatch(where, f"an array that cannot be ({one_line(str(error), 80)})", "an array of numbers") from None
-    return array
+    array: Array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")

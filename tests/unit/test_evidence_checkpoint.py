@@ -191,8 +191,8 @@ def test_files_above_the_limits_are_not_read(tmp_path: Path) -> None:
 
 
 def test_arrays_of_two_gigabytes_are_read_and_no_more(tmp_path: Path) -> None:
-    path = forged(tmp_path / "a.npz", "a.npy", unpacked=2 << 30, packed=100)
-    assert "a.npz: a: found no .npy header" in refused(path)
+    path = forged(tmp_path / "a.npz", "a.npy", unpacked=1 << 31, packed=(1 << 31) - 1, hole=1 << 31)
+    assert "'a.npy' of 2,147,483,648 bytes in 2,147,483,647" in refused(path)
     forged(path, "a.npy", unpacked=(2 << 30) + 1, packed=100)
     assert "arrays of more bytes than are read, expected at most 2,147,483,648" in refused(path)
 
@@ -421,7 +421,7 @@ def test_an_npy_file(tmp_path: Path) -> None:
         with pytest.raises(EvidenceError, match=found):
             read_array(path)
     path.write_bytes(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}"))
-    with pytest.raises(EvidenceError, match="an array that cannot be"):
+    with pytest.raises(EvidenceError, match="a shape of 2 dimensions"):
         read_array(path)
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}]), allow_pickle=True)
