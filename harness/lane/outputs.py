@@ -18,31 +18,31 @@ LATER = {"exit_code.txt": "exit_code", "gates.json": "gates/1", "report.html": "
 CLIPS = ("source", "reconstruction", "without_adapter", "with_adapter")
 
 
-def checkpoint_files(path: Path) -> dict[Path, str]:
+def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
     """A checkpoint and the files beside it, with their kinds (files.py)."""
     float64, sidecar = path.with_suffix(".float64.pt"), path.with_suffix(".json")
-    return {path: "checkpoint", float64: "checkpoint", sidecar: "checkpoint/1"}
+    return [(path, "checkpoint"), (float64, "checkpoint"), (sidecar, "checkpoint/1")]
 
 
-def train_outputs(settings: Settings) -> dict[Path, str]:
+def train_outputs(settings: Settings) -> list[tuple[Path, str]]:
     """The files that RESET_TRAIN_OUTPUTS is about, with their kinds."""
-    own = {settings.status_path: "train_status/1", settings.tokens_path: "tokens", settings.trace_path: "lane_trace/1"}
-    return own | checkpoint_files(settings.checkpoint_path)
+    own = [(settings.status_path, "train_status/1"), (settings.tokens_path, "tokens")]
+    return [*own, (settings.trace_path, "lane_trace/1"), *checkpoint_files(settings.checkpoint_path)]
 
 
-def outputs(settings: Settings) -> dict[Path, str]:
+def outputs(settings: Settings) -> list[tuple[Path, str]]:
     """Every file that a run, its launcher and the session that judges it may write, with its kind."""
     later = {**LATER, **{f"listen/{name}.flac": "clip" for name in CLIPS}, LOCK_NAME: "lock"}
-    return {
-        **train_outputs(settings),
-        settings.report_path: "report",
-        settings.environment_path: "environment/1",
-        settings.log_path: "log",
-        settings.state_path: "state",
-        settings.manifest_path: "voice_dataset/1",
-        settings.audio_dir / LOCK_NAME: "lock",
-        **{settings.run_dir / name: kind for name, kind in later.items()},
-    }
+    return [
+        *train_outputs(settings),
+        (settings.report_path, "report"),
+        (settings.environment_path, "environment/1"),
+        (settings.log_path, "log"),
+        (settings.state_path, "state"),
+        (settings.manifest_path, "voice_dataset/1"),
+        (settings.audio_dir / LOCK_NAME, "lock"),
+        *((settings.run_dir / name, kind) for name, kind in later.items()),
+    ]
 
 
 def other_checkpoints(settings: Settings) -> list[Path]:
@@ -52,16 +52,18 @@ def other_checkpoints(settings: Settings) -> list[Path]:
     return sorted(path for path in named if path != settings.checkpoint_path)
 
 
-def _files_of(checkpoints: list[Path]) -> dict[Path, str]:
-    return {path: kind for checkpoint in checkpoints for path, kind in checkpoint_files(checkpoint).items()}
-
-
 def check_outputs(settings: Settings) -> None:
     """Refuse, before anything is written, to write where something lies that the lane did not write, or that this run
     must not replace. Raises LaneError (step ``run_directory``)."""
-    places: dict[Path, Path] = {}
+    places: dict[Path, tuple[Path, str]] = {}
     others = other_checkpoints(settings)
-    for path, kind in {**outputs(settings), **_files_of(others)}.items():
+    for path, kind in [*outputs(settings), *(one for other in others for one in checkpoint_files(other))]:
+        real = Path(os.path.realpath(path.parent)) / path.name
+        there, of_kind = places.setdefault(real, (path, kind))
+        if of_kind != kind:
+            cause = f"{show(path)} and {show(there)} are one file, for two outputs ({kind} and {of_kind})"
+            action = f"set {_variable(there, settings)} to another place"
+            raise LaneError("run_directory", "output_twice", cause, action)
         try:
             check_place(path, kind)
         except NotOurs as error:
@@ -73,10 +75,6 @@ def check_outputs(settings: Settings) -> None:
                 ) from None
         except OSError:
             pass  # a folder that cannot be used: who makes and locks it says so
-        real = path.parent.resolve() / path.name
-        if places.setdefault(real, path) != path:
-            cause = f"{show(path)} and {show(places[real])} are one file, for two outputs"
-            raise LaneError("run_directory", "output_twice", cause, f"set {_variable(path, settings)} to another place")
     if others and settings.run_train and not settings.reset_train_outputs:
         cause = f"{show(others[0])}: an earlier run's, of another model; a run directory holds one checkpoint"
         action = "set RESET_TRAIN_OUTPUTS=1, which removes it, or LANE_RUN_DIR to another folder"
@@ -91,14 +89,14 @@ def not_ours(error: NotOurs, settings: Settings) -> LaneError:
 
 
 def _variable(path: Path, settings: Settings) -> str:
-    if path == settings.status_path and path.parent != settings.run_dir:
+    if path == settings.status_path != settings.run_dir / "train_status.json":
         return "TRAIN_STATUS_PATH"
     return "LANE_RUN_DIR" if path.is_relative_to(settings.run_dir) else "KNOWLEDGE_AUDIO_DIR"
 
 
 def check_names(settings: Settings) -> None:
     """Refuse names that the file system cannot hold, before minutes go by. Raises LaneError (step ``preflight``)."""
-    for path in outputs(settings):
+    for path, kind in outputs(settings):
         if path == settings.checkpoint_float64_path and settings.numerics != "universal":
             continue  # it is not made
         folder = next(parent for parent in path.parents if parent.exists())
@@ -111,7 +109,7 @@ def check_names(settings: Settings) -> None:
             except OSError as error:
                 lengths = f"{len(os.fsencode(temporary))} bytes, {len(os.fsencode(name))} with its folders"
                 cause = f"{show(path.parent / temporary)}: cannot be written ({error.strerror}: {lengths})"
-                own = name.parent == folder and path in checkpoint_files(settings.checkpoint_path)
+                own = name.parent == folder and (path, kind) in checkpoint_files(settings.checkpoint_path)
                 variable = "LANE_MODEL" if own else _variable(path, settings)
                 action = f"set {variable} to a shorter path" + (", or rename the model's folder" if own else "")
                 raise LaneError("preflight", "name_too_long", cause, action) from None
@@ -119,23 +117,24 @@ def check_names(settings: Settings) -> None:
 
 def temporary_files(settings: Settings) -> Iterator[Path]:
     """Files that runs left unfinished, by their names; of staged copies see dataset.py."""
-    for folder in {path.parent for path in outputs(settings)}:
+    for folder in {path.parent for path, _ in outputs(settings)}:
         yield from folder.glob(f"{TEMPORARY_PREFIX}*")
 
 
 def remove_earlier(settings: Settings) -> None:
     """Remove what earlier runs left, as CLEAR_PREVIOUS_ARTIFACTS and RESET_TRAIN_OUTPUTS say. Raises NotOurs where
     something else has come to lie there; OSError."""
-    doomed: dict[Path, str] = {}
+    doomed: list[tuple[Path, str]] = []
     if settings.clear_previous_artifacts:
-        doomed |= {settings.report_path: "report", settings.environment_path: "environment/1"}
+        doomed += [(settings.report_path, "report"), (settings.environment_path, "environment/1")]
     if settings.reset_train_outputs:
-        doomed |= train_outputs(settings) | _files_of(other_checkpoints(settings))
+        doomed += train_outputs(settings)
+        doomed += [one for other in other_checkpoints(settings) for one in checkpoint_files(other)]
         with contextlib.suppress(NotOurs):  # an earlier run's, where this one's goes elsewhere
             remove(settings.run_dir / "train_status.json", "train_status/1")
     if settings.reset_train_outputs and not settings.resume:
-        doomed[settings.state_path] = "state"
-    for path, kind in doomed.items():
+        doomed.append((settings.state_path, "state"))
+    for path, kind in doomed:
         remove(path, kind)
     for path in temporary_files(settings):
         remove_leftover(path)

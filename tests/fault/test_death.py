@@ -316,7 +316,9 @@ def test_launcher_speaks_for_a_lane_that_was_killed(tmp_path: Path) -> None:
 
 def test_launcher_speaks_for_a_lane_that_never_started(tmp_path: Path) -> None:
     """An interpreter that cannot import the lane: exit code 1, and an earlier run's files in place."""
-    (tmp_path / "train_status.json").write_text('{"run_id": "an earlier one", "status": "completed"}')
+    (tmp_path / "train_status.json").write_text(
+        '{"schema": "train_status/1", "run_id": "an earlier one", "lane": "experimental", "status": "completed"}'
+    )
     empty = tmp_path / "empty" / "harness"
     empty.mkdir(parents=True)
     (empty / "__init__.py").write_text("raise ImportError('a broken installation')")
@@ -369,7 +371,8 @@ def test_status_of_another_run_is_told(tmp_path: Path) -> None:
     """A lane that ends well and leaves a status with another run's id has not said how this run ended."""
     program = """
 import json, os, sys, pathlib
-status = {"run_id": "an-older-one", "status": "completed", "root_cause": "none"}
+status = {"schema": "train_status/1", "lane": "experimental", "run_id": "an-older-one"}
+status |= {"status": "completed", "root_cause": "none"}
 pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(json.dumps(status))
 """
     tmp_path.joinpath("run").mkdir()

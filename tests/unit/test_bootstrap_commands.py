@@ -62,7 +62,7 @@ def test_a_run_that_left_a_report_is_not_reported_twice(
 def test_pytest_that_ended_before_the_lane_ran_still_ends_in_a_report(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
-    (tmp_path / "train_report.txt").write_text("an earlier run's")
+    (tmp_path / "train_report.txt").write_text("=== COLAB TRAIN REPORT ===\nan earlier run's\n")
     answer_with(monkeypatch, calls, lambda words: code)
     assert commands.run(["--no-such-option"]) == code
     said = capsys.readouterr().out
