@@ -32,6 +32,8 @@ TEXT_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "spiece.model
 USUAL = {"facebook/encodec_32khz": CODEC_FILES, "t5-base": TEXT_FILES}  # what the MusicGens on the hub name
 ANSWER_S = 15.0  # the hub must answer a first question within this; huggingface_hub alone tries for 24 s a file
 SHOW_EVERY_S = 5.0
+CONFIG_DEPTH = 64
+CONFIG_LIMIT = 1 << 20  # characters; audiocraft's own have 10,000
 
 Say = Callable[[str], None]
 
@@ -169,11 +171,40 @@ def files_digest(files: dict[str, Path]) -> list[str]:
     return [f"{name} {file_sha256(path)}" for name, path in sorted(files.items())]
 
 
-def named_parts(config: str) -> list[str]:
-    """The text encoders from the hub that a model's configuration (YAML) names: ``["t5-base"]``."""
+def read_config(config: str) -> Any:
+    """A model's configuration, as audiocraft will read it. Raises ValueError for one that is too long, that repeats
+    itself by aliases (a few lines then stand for more than memory holds), or that asks for anything but itself.
+
+    ``${seanet.channels}``, which audiocraft's own configurations hold, is another place of the same file. All else that
+    OmegaConf would resolve (``${oc.env:NAME}`` and whatever packages add) reads the machine, and is refused.
+    """
+    import yaml  # type: ignore[import-untyped, unused-ignore]
     from omegaconf import OmegaConf
 
-    whole: Any = OmegaConf.create(config)
+    if len(config) > CONFIG_LIMIT:
+        raise ValueError(f"its configuration has {len(config):,} characters; at most {CONFIG_LIMIT:,} are read")
+    depth = 0
+    for event in yaml.parse(config, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # which PyYAML reads in quadratic time
+            raise ValueError(f"its configuration holds a YAML alias, or is more than {CONFIG_DEPTH} levels deep")
+    whole = OmegaConf.create(config)
+    values: list[tuple[str, Any]] = [("", OmegaConf.to_container(whole, resolve=False))]
+    while values:
+        name, value = values.pop()
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            values += [(f"{name}.{key!s}".lstrip("."), item) for key, item in items]
+        elif isinstance(value, str) and "${" in value and not re.fullmatch(r"\$\{[\w.\[\]]+\}", value):
+            raise ValueError(
+                f"its configuration's {name} is {value!r}, and may name a place of the same file, as ${{a.b}}"
+            )
+    return whole
+
+
+def named_parts(config: str) -> list[str]:
+    """The text encoders from the hub that a model's configuration (YAML) names: ``["t5-base"]``. Raises ValueError."""
+    whole = read_config(config)
     conditioners = whole.get("conditioners") or {}
     named = []
     for conditioner in conditioners.values():

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,13 @@ def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, li
                 raise refuse("model_refused", "is no regular file", "set LANE_MODEL to an exported model")
             if is_lfs_pointer(path):
                 raise refuse("model_is_lfs_pointer", "is a git-LFS pointer, not the model", "git lfs pull")
+            check_pickle(path)
             package = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             weights = {} if "pretrained" in package else package["best_state"]
             for key, value in weights.items():
+                if value.numel() * value.element_size() > path.stat().st_size:  # by strides of 0, or none at all
+                    found = f"tensor {show(Path(key))} says that it is larger than the file"
+                    raise refuse("model_refused", found, "export the model again")
                 if not bool(torch.isfinite(value).all()):
                     found = f"tensor {show(Path(key))} holds a value that is not finite"
                     raise refuse("model_not_finite", found, "export the model again")
@@ -60,7 +65,10 @@ def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, li
                 found = f"names the codec {show(Path(named))}, which is no name on the hub"
                 raise refuse("model_refused", found, "export the model again, from a source you trust")
             codec = package.get("pretrained", codec)
-            encoders += named_parts(str(package.get("xp.cfg", "")))
+            config = package.get("xp.cfg", "")
+            if not isinstance(config, str):
+                raise refuse("model_refused", "its configuration is no text", "export the model again")
+            encoders += named_parts(config)
             digests.append(file_sha256(path))
         except FileNotFoundError:
             found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
@@ -74,6 +82,16 @@ def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, li
             found = f"refused, it cannot be read as plain tensors and values ({type(error).__name__}: {reason})"
             raise refuse("model_refused", found, "export the model again, from a source you trust") from None
     return digests, codec, encoders
+
+
+def check_pickle(path: Path) -> None:
+    """Raises ValueError for a file whose pickle makes torch ask for memory that the file does not hold."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > member.compress_size:
+                raise ValueError(f"its member {member.filename[:80]!r} is compressed, as torch writes none")
+            if member.filename.endswith("data.pkl") and b"bytearray" in archive.read(member):
+                raise ValueError("its pickle makes a bytearray")
 
 
 def check_model_directory(directory: Path) -> tuple[str, bool]:

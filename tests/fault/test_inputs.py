@@ -665,6 +665,74 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
             check_model_directory(model)
 
 
+CONFIGURATIONS = {
+    "a variable": "sample_rate: ${oc.env:SECRET}",
+    "a variable within a text": "conditioners: {description: {model: t5, t5: {name: 't5-${oc.env:SECRET}'}}}",
+    "escaped in YAML": 'a: {b: ["\\x24{oc.env:SECRET}"]}',
+    "two steps": "a: ${oc.decode:${oc.env:SECRET}}",
+    "a name that is made": "x: oc\na: ${${x}.env:SECRET}",
+    "with a default": "a: ${oc.env:SECRET,0}",
+    "with blanks": "a: ${ oc.env : SECRET }",
+    "a resolver of a package": "a: ${now:%Y}",
+    "in a list": "a: [1, [2, '${oc.env:SECRET}']]",
+    "a multi-line text": "a: |\n  x\n  ${oc.env:SECRET}\n",
+    "an alias": "a: &x [1]\nb: [*x, *x]",
+    "a bomb of aliases": "a: &a [1]\n"
+    + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for n, p in zip("bcdef", "abcde", strict=True)),
+    "without end": "a: " + "x" * (1 << 20),
+    "nested without end": "[" * 5_000,
+}
+
+
+@pytest.mark.parametrize("what", CONFIGURATIONS)
+def test_a_model_s_configuration_reads_nothing_but_itself(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.lane.hub import read_config
+    from harness.lane.model import check_model_files
+
+    monkeypatch.setenv("SECRET", "hunter2")
+    for name in ("state_dict.bin", "compression_state_dict.bin"):
+        path = tmp_path / name
+        path.write_bytes(_saved({"xp.cfg": CONFIGURATIONS[what], "best_state": {}}))
+        with pytest.raises(LaneError) as caught:
+            check_model_files({name: path})
+        assert caught.value.code == "model_refused" and "hunter2" not in str(caught.value)
+    whole = read_config("channels: 1\nseanet: {channels: '${channels}', causal: '${.channels}'}\n")
+    assert whole.seanet.channels == 1, "places of the same file, as audiocraft's own configurations name them"
+
+
+def test_a_model_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    """Before it is asked for: a terabyte over one value, a pickle that makes bytes, packed members."""
+    import io
+    import pickle
+    import zipfile
+
+    import torch
+
+    from harness.lane.model import check_model_files
+
+    class Bytes:
+        def __reduce__(self) -> Any:
+            return bytearray, (1 << 42,)
+
+    large = torch.zeros(1).as_strided((1 << 20, 1 << 20), (0, 0))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": "b" * 100_000}))
+    sparse = torch.sparse_coo_tensor(
+        torch.zeros(2, 0, dtype=torch.int64), [], (1 << 30, 1 << 30), check_invariants=True
+    )
+    cases = [_saved({"xp.cfg": "", "best_state": {"w": value}}) for value in (large, sparse, "text", [1], Bytes())]
+    cases += [packed.getvalue(), _saved({"xp.cfg": {"a": "${oc.env:SECRET}"}, "best_state": {}})]
+    for data in cases:
+        path = tmp_path / "state_dict.bin"
+        path.write_bytes(data)
+        with pytest.raises(LaneError) as caught:
+            check_model_files({"state_dict.bin": path})
+        assert caught.value.code == "model_refused"
+
+
 if __name__ == "__main__":  # the table of docs/safety.md
     sys.stdout.write("| input | refused as |\n|---|---|\n")
     sys.stdout.writelines(f"| {case.what} | `{case.code}` |\n" for case in CASES)
