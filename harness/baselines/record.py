@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ CI_VARIABLES = (
 )  # fmt: skip
 MOST_GUARDED = 0.05  # share of the parameters that a digest may leave out and still mean something
 NOT_LOOKED = b"nobody looked"
+BEGINS = b'{\n "exact": '  # of every recording
 
 
 class RecordRefused(Exception):
@@ -75,6 +77,7 @@ def record(
     except ValueError as error:
         raise RecordRefused(f"this result cannot be recorded: {error}") from None
     with _locked(store.root):
+        _check_place(path)
         old: Baseline | None = None
         try:
             old = store.get(result)
@@ -215,12 +218,29 @@ def _locked(root: Path) -> Iterator[None]:
         os.close(folder)
 
 
+def _check_place(path: Path) -> None:
+    """Raises RecordRefused where something lies that no recording wrote. A damaged recording, known by its beginning,
+    and an empty file are replaced."""
+    if not os.path.lexists(path):
+        return
+    begins = b""
+    if stat.S_ISREG(path.lstat().st_mode):
+        with path.open("rb") as file:
+            begins = file.read(len(BEGINS))
+        if begins in (b"", BEGINS):
+            return
+    raise RecordRefused(
+        f"{path} is not what a recording wrote, and is left as it is: move it away, then run this again"
+    )
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file, or leave it as it is: never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file = temporary.open("xb")  # and so through no link
     try:
-        with temporary.open("wb") as file:
+        with file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

@@ -243,6 +243,31 @@ def test_a_broken_file_is_replaced_and_that_is_said(run: Run, store: Store) -> N
     assert any("was no baseline" in line for line in save(run, store, TOY))
 
 
+@pytest.mark.parametrize("what", ["notes", "JSON", "a conflict", "a link", "a dangling link", "a folder"])
+def test_what_no_recording_wrote_is_not_replaced(what: str, run: Run, store: Store, tmp_path: Path) -> None:
+    save(run, store, TOY)
+    (path,) = store.paths()
+    recorded = path.read_bytes()
+    path.unlink()
+    target = tmp_path / "target"
+    if what == "a folder":
+        path.mkdir()
+    elif what.endswith("link"):
+        path.symlink_to(target)
+        if what == "a link":
+            target.write_bytes(recorded)
+    else:
+        path.write_text({"notes": "mine", "JSON": '{"mine": 1}', "a conflict": "<<<<<<< HEAD\n"}[what])
+    before = path.lstat()
+    with pytest.raises(RecordRefused):
+        save(run, store, TOY.with_(rate_factor=1.01))
+    assert (path.lstat().st_mtime_ns, path.lstat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert not target.exists() or target.read_bytes() == recorded
+    if what == "notes":
+        path.write_bytes(recorded[: len(recorded) // 2])
+        assert any("was no baseline" in line for line in save(run, store, TOY)), "a damaged recording is"
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_result_that_is_not_finite_is_refused(run: Run, store: Store) -> None:
     huge = TOY.with_(learning_rate=1e200)

@@ -49,7 +49,7 @@ def test_a_setting_that_is_not_understood(command: str, checkout: Path) -> None:
 def test_a_completed_status_of_an_earlier_run_does_not_stay(checkout: Path) -> None:
     status = checkout / "status" / "now.json"
     status.parent.mkdir()
-    status.write_text('{"status": "completed"}')
+    status.write_text('{"schema": "train_status/1", "lane": "experimental", "status": "completed"}')
     environ = clean_environ(RUN_GIT_SYNC="maybe", TRAIN_STATUS_PATH="status/now.json")
     report = report_of(harness(checkout, "run", environ=environ).stdout)
     found = json.loads(status.read_text())

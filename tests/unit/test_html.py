@@ -19,6 +19,7 @@ import soundfile
 from run_directory import RUN_ID, edit_json, edit_trace, write_report, write_run
 
 from harness.evidence import load_run
+from harness.lane.files import CLIP
 from harness.present.audio import CLIPS, Clip, NoAudio, choose_excerpt, encode, read_clips, source_clip, write_clips
 from harness.present.chart import Series, line_chart
 from harness.present.facts import facts_of
@@ -226,9 +227,9 @@ def test_clips_are_of_this_run_and_as_they_were_written(run_dir: Path) -> None:
     with_clips(run_dir)
     assert [clip.name for clip in read_clips(run_dir, RUN_ID)] == list(CLIPS)
     assert read_clips(run_dir, "another") == []
-    (run_dir / "listen" / "source.flac").write_bytes(b"something else")
+    (run_dir / "listen" / "source.flac").write_bytes(b"fLaC another " + CLIP.encode())
     assert [clip.name for clip in read_clips(run_dir, RUN_ID)] == list(CLIPS)[1:]
-    write_clips(run_dir, "another", {"source": Clip("source", "", b"x")})
+    write_clips(run_dir, "another", {"source": Clip("source", "", b"fLaC " + CLIP.encode())})
     assert [clip.name for clip in read_clips(run_dir, "another")] == ["source"]
     (run_dir / "listen" / "listen.json").write_text("[" * 100_000)
     assert read_clips(run_dir, RUN_ID) == []
