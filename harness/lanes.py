@@ -541,8 +541,9 @@ def _change(file: Path, target: Path) -> None:
     import soundfile
 
     try:
-        values, rate = soundfile.read(file, dtype="int32", always_2d=True)
         info = soundfile.info(file)
+        rate = info.samplerate  # in blocks: a header may claim more than memory holds
+        values = np.concatenate(list(soundfile.blocks(file, 1 << 16, dtype="int32", always_2d=True)))
         soundfile.write(target, change(values), rate, format=info.format, subtype=info.subtype)
     except (RuntimeError, TypeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
         what = f"a file that is not changed here ({' '.join(str(error).split())[:100]})"

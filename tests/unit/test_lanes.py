@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import lanes
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
+from harness.evidence.external import RUN_FILE
+from harness.lane.files import write_json
 from harness.lanes import (
     ExternalProcess,
     LaneTableError,
@@ -24,6 +27,7 @@ from harness.lanes import (
     read_lanes,
     renamed_audio,
 )
+from harness.numerics.digest import file_sha256
 
 GOOD: dict[str, Any] = {"command": ["true"], "checkpoint": "out.npz"}
 
@@ -213,3 +217,57 @@ def test_python_is_this_one(tmp_path: Path) -> None:
     found = run(tmp_path, "import sys; open('s.json', 'w').write('{\"status\": \"completed\"}'); print(sys.executable)",
                 status="s.json")  # fmt: skip
     assert (found.run_dir / "lane.log").read_text().strip() == sys.executable
+
+
+def earlier_run(folder: Path) -> Path:
+    """What an earlier run of another lane, and the session that judged it, left."""
+    run_dir = folder / "run"
+    (run_dir / "work").mkdir(parents=True)
+    (run_dir / "work" / "scratch.bin").write_bytes(b"the lane's own")
+    for name in ("lane.log", "checkpoint.pt", "initial.pt", "train_status.json"):
+        (run_dir / name).write_text(f"the run's {name}")
+    listed = {path.name: file_sha256(path) for path in run_dir.iterdir() if path.is_file()}
+    boundary = {"lane": "experimental", "promotable": False}
+    write_json(run_dir / RUN_FILE, {"schema": "external_run/1", **boundary, "run_id": "a", "files": listed})
+    write_json(run_dir / "gates.json", {"schema": "gates/1", **boundary})
+    return run_dir
+
+
+def test_a_further_run_removes_the_earlier_one(tmp_path: Path) -> None:
+    run_dir = earlier_run(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(run_dir)
+    lanes._remove_run(link)
+    assert list(run_dir.iterdir()) == [] and link.is_symlink()
+    run_dir = earlier_run(tmp_path / "killed")
+    write_json(run_dir / RUN_FILE, {"schema": "external_run/1", "lane": "experimental", "promotable": False})
+    lanes._remove_run(run_dir)
+    assert list(run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.txt", "mine"),
+        ("take1.flac", "fLaC"),
+        ("checkpoint.pt", "other content under a listed name"),
+        ("lane.log", "written by hand"),
+        ("deeper/notes.txt", "mine"),
+        ("listen/notes.txt", "mine"),
+        ("gates.json", '{"schema": "mine/1"}'),
+        (RUN_FILE, '{"schema": "external_run/1"}'),
+        ("link", None),
+    ],
+)
+def test_a_further_run_removes_nothing_that_is_somebodys(name: str, content: str | None, tmp_path: Path) -> None:
+    run_dir = earlier_run(tmp_path)
+    path = run_dir / name
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        path.symlink_to(tmp_path)
+    else:
+        path.write_text(content)
+    before = sorted(run_dir.rglob("*"))
+    with pytest.raises(EvidenceError, match="an empty folder"):
+        lanes._remove_run(run_dir)
+    assert sorted(run_dir.rglob("*")) == before and (content is None or path.read_text() == content)
