@@ -101,7 +101,8 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
             f"{show(where)}: no usable recording in it" + (f" ({len(skipped)} bad)" if skipped else ""),
             "put at least one recording there, or set KNOWLEDGE_SOURCE_DIR",
         )
-    entries = sorted((entry for _, entry in staged.values()), key=lambda entry: (entry["sha256"], entry["target"]))
+    entries = [entry for _, entry in staged.values()]
+    entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))
     manifest = {
         "schema": SCHEMA,
         "run_id": settings.run_id,

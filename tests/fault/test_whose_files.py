@@ -17,7 +17,7 @@ import pytest
 from harness import launch
 from harness.bootstrap.steps import STDERR_LOG, STDOUT_LOG, SetupLog
 from harness.lane import files, outputs
-from harness.lane.__main__ import locked
+from harness.lane.__main__ import _not_written, locked
 from harness.lane.audio import inspect_audio
 from harness.lane.dataset import prepare_dataset
 from harness.lane.errors import LaneError
@@ -172,6 +172,13 @@ def test_nothing_is_lost_to_a_setting_that_is_not_understood(tmp_path: Path) -> 
     assert path.read_bytes() == before
     launched = launch.run_lane(tmp_path / "launched", {"TRAIN_STATUS_PATH": str(path)})
     assert launched.exit_code == 3 and path.read_bytes() == before
+
+
+def test_a_status_that_could_not_be_written_takes_nobody_s_file_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "train_status.json"
+    path.write_text("mine")
+    _not_written(path, "status", OSError(28, "No space left on device"), settings_in(tmp_path))
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("make", [notes, another_kind, link_to_ours, dangling, folder, pipe, hard_link])

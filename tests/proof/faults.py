@@ -93,7 +93,8 @@ MONO = "block.mean(axis=1)"
 CODED = "return TokenSet(torch.cat(codes), sources)"
 LIST_SORTED = "return sorted(found, key=os.fsencode)"
 ENTRIES_SORTED = 'entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))'
-REAL = "real = source.resolve()\n    digest = file_sha256(real)"
+REAL = 'digest, real = entry["sha256"][:12], source.resolve()'
+ENTRY = "name, entry = _entry(settings, source, facts, staged)"
 
 
 def _data() -> Iterator[Fault]:
@@ -136,8 +137,8 @@ def _data() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "wrong file, and the manifest agrees", "the same, before the file's digest is taken", "data",
-        (lane("dataset.py", REAL, "real = source.resolve()\n    real = next(p for p in sorted(real.parent.iterdir()) "
-                                  "if p.name[:4] == real.name[:4])\n    digest = file_sha256(real)"),),
+        (lane("dataset.py", ENTRY, "source = next(p for p in sorted(source.parent.iterdir()) "
+                                   f"if p.name[:4] == source.name[:4])\n        {ENTRY}"),),
         "every_recording_is_in_the_data_set", "is not in the manifest", data="mixed",
     )  # fmt: skip
     yield Fault(
@@ -591,8 +592,7 @@ def _report() -> Iterator[Fault]:
     yield Fault(
         "environment of an earlier run", "the environment's file is kept where there is one", "report",
         (
-            lane("__main__.py", "doomed += [settings.report_path, settings.environment_path]",
-                 "doomed += [settings.report_path]"),
+            lane("outputs.py", '(settings.environment_path, "environment/1")]', "]"),
             lane("__main__.py", ENVIRONMENT_WRITTEN,
                  f"settings.environment_path.exists() or {ENVIRONMENT_WRITTEN}"),
         ),

@@ -153,7 +153,7 @@ BAD: dict[str, Callable[[], bytes]] = {
     "a.pt tensor longer than its storage": lambda: torch_file({"w": claimed(2, (1000,))}),
     "a.pt one value, a terabyte of it": lambda: torch_file({"w": claimed(2, (1 << 20, 1 << 20), (0, 0))}),
     "a.pt 21,000 dimensions": lambda: torch_file({"w": claimed(2, (1,) * 21_000, (1,) * 21_000)}),
-    "a.pt bytes by their number": lambda: torch_file({"w": claimed(2), "x": Made(bytearray, 1 << 42)}),
+    "a.pt bytes by their number": lambda: torch_file({"w": claimed(2), "x": Made(bytearray, 1 << 30)}),
     "a.pt bytes of a claimed length": lambda: torch_file(None, pickled=PICKLED_BYTES),
     "a.pt text of a claimed length": lambda: torch_file(None, pickled=PICKLED_TEXT),
     "a.pt key of a million digits": lambda: torch_file({1 << 4_000_000: claimed(2)}),
@@ -169,6 +169,16 @@ def test_a_claim_that_cannot_be_is_one_line(what: str, tmp_path: Path) -> None:
     path.write_bytes(BAD[what]())
     found = bounded(lambda: read_array(path) if path.suffix == ".npy" else read_checkpoint(path))
     assert isinstance(found, EvidenceError), f"read as {found}"
+
+
+@pytest.mark.parametrize("what", [what for what in BAD if what.startswith("a.pt storage")])
+def test_a_storage_is_no_more_than_its_member_where_the_file_is_mapped(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There torch believes the claim, and takes what lies behind the member in the file."""
+    monkeypatch.setattr("harness.evidence.checkpoint.MAP_ABOVE", 0)
+    (tmp_path / "a.pt").write_bytes(BAD[what]())
+    assert isinstance(bounded(lambda: read_checkpoint(tmp_path / "a.pt")), EvidenceError)
 
 
 @pytest.mark.parametrize("what", BAD)
