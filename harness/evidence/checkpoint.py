@@ -194,8 +194,11 @@ class _Anything:
 
 
 def _check_storages(file: BufferedReader, members: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Holds each storage that the pickle of a torch checkpoint claims against the member that has its bytes: where
-    a file is mapped torch believes the claim, and takes what lies behind them. Raises EvidenceError; of what is no pickle torch itself says so."""
+    """Holds each storage that the pickle of a torch checkpoint claims against the member that has its bytes.
+
+    Where a file is mapped torch believes the claim, and takes what lies behind them. Raises EvidenceError; of what is
+    no pickle torch itself says so.
+    """
     sizes = {member.filename.lower(): member.file_size for member in members}  # torch finds them in any case
     pickled = [member for member in members if member.filename.lower().endswith("data.pkl")]
     if len(pickled) != 1 or len(sizes) != len(members):
