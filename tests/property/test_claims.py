@@ -190,6 +190,15 @@ def test_promotion_check_refuses_it_in_one_line(what: str, tmp_path: Path) -> No
     assert any(refusal.code == "unexamined" and what.split()[0] in refusal.what for refusal in refusals)
 
 
+def test_a_list_of_members_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry of it becomes an object of ten times its size."""
+    monkeypatch.setattr("harness.evidence.checkpoint.HEADER_LIMIT", 200)
+    for count, refused in ((3, False), (4, True)):
+        (tmp_path / "a.npz").write_bytes(archive({f"{n}.npy": npy("(2,)") for n in range(count)}))
+        found = bounded(lambda: read_checkpoint(tmp_path / "a.npz"))
+        assert isinstance(found, EvidenceError) == refused, found
+
+
 def test_the_same_files_without_the_claims_are_read(tmp_path: Path) -> None:
     whole = {
         "a.safetensors": safetensors(tensor()),
