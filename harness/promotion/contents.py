@@ -21,6 +21,7 @@ from harness.evidence import Checkpoint, EvidenceError, parse_json, read_checkpo
 from harness.evidence.errors import one_line
 from harness.evidence.strict import read_bytes
 from harness.lane.audio import SUFFIXES, inspect_audio
+from harness.lane.containers import kind_of
 from harness.lane.errors import LaneError
 from harness.numerics.digest import file_sha256, tensor_digest
 from harness.numerics.sketch import Sketch, sketch, sketch_distance
@@ -28,7 +29,6 @@ from harness.numerics.sketch import Sketch, sketch, sketch_distance
 TEXT_LIMIT = 16 << 20
 MARKS = frozenset({("lane", "experimental"), ("promotable", "false")})
 MARK = re.compile(r"""\b(lane["']?\s*[:=]\s*["']?experimental|promotable["']?\s*[:=]\s*["']?false)\b""", re.IGNORECASE)
-AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3")
 # A name that ends so promises weights: the file must hold some, whatever else it would pass for.
 WEIGHTS = frozenset({".pt", ".pth", ".ckpt", ".npz", ".safetensors", ".nemo", ".bin"})
 # A tensor of at least this many values whose sketch is this near to a recorded one's is that tensor: a cast to bfloat16
@@ -130,18 +130,18 @@ def examine(path: Path, known: Known, findings: Findings, *, recording: bool = F
     try:
         sha256 = file_sha256(path)
         with path.open("rb") as file:
-            head = file.read(16)
+            is_archive = file.read(2) == b"PK"
+        is_audio = path.suffix.lower() in SUFFIXES or kind_of(path) != ""
     except OSError as error:
         findings.refuse("unexamined", f"{path}: {error.strerror or error}")
         return 0
     if sha256 in known.digests:
         findings.refuse("experimental_digest", f"{path}: its SHA-256 is that of {known.digests[sha256]}")
-    suffix = path.suffix.lower()
     if recording:
         hear(path, "dataset_audio", findings)
-    elif suffix in WEIGHTS or head.startswith(b"PK"):
+    elif path.suffix.lower() in WEIGHTS or is_archive:
         return _weights(path, known, findings)
-    elif suffix in SUFFIXES or head.startswith(AUDIO_MAGIC):
+    elif is_audio:
         hear(path, "audio_invalid", findings)
     else:
         _text(path, findings)
