@@ -278,6 +278,10 @@ def safetensors(header: dict[str, Any], data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
+def claims(shape: list[int], size: int) -> bytes:
+    return safetensors({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}}, b"\0")
+
+
 SPOILED: list[tuple[str, Callable[[Path], Any], set[str]]] = [
     ("no status", lambda d: (d / STATUS).unlink(), {"status_missing"}),
     ("two statuses", lambda d: shutil.copy(d / STATUS, d / "data" / STATUS.name), {"ambiguous"}),
@@ -366,6 +370,8 @@ SPOILED: list[tuple[str, Callable[[Path], Any], set[str]]] = [
     ("tensors without values", torch_file("model.pt", lambda: {"a": tensor()}), {"unexamined"}),
     ("weights that are not finite", torch_file("model.pt", lambda: {"a": tensor(1.0, float("nan"))}),
      {"weights_not_finite"}),
+    ("safetensors of 4 TiB", write("a.safetensors", claims([1 << 42], 1 << 42)), {"unexamined"}),
+    ("safetensors of 21,000 dimensions", write("a.safetensors", claims([1] * 21_000, 1)), {"unexamined"}),
     ("a .wav of 15 bytes", write("sample.wav", b"RIFF....WAVEfmt"), {"audio_invalid"}),
     ("a .wav that is a text", write("sample.wav", b"sample-data"), {"audio_invalid"}),
     ("a cut FLAC of another name", lambda d: write("sound", (d / AUDIO).read_bytes()[:9000])(d), {"audio_invalid"}),
