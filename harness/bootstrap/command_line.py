@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
         "harness.present.changed:changed", "whether the lane changed against a base, and by what", False
     ),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
-    "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", True),
+    "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", False),
     "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them", True),
 }
 

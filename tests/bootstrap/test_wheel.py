@@ -7,6 +7,7 @@ come along: what is tested is the wheel.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -82,3 +83,15 @@ def test_three_lines_in_an_empty_project(python: Path, tmp_path: Path) -> None:
     (tmp_path / "plain_numpy.py").write_text(script.replace("default_rng(0)", "default_rng()"))
     with pytest.raises(AssertionError, match="nondeterministic: a second run, at once, gave another checkpoint"):
         call(python, "-O", "-m", "pytest", "-m", "smoke", "--lane", "mine", cwd=tmp_path)
+
+
+def test_the_promotion_check_knows_the_recordings_and_writes_nothing(python: Path, tmp_path: Path) -> None:
+    def files() -> set[Path]:
+        return {path for path in python.parents[1].rglob("*") if path.suffix != ".pyc" and path.name != "__pycache__"}
+
+    before = files()
+    check = [python, "-m", "harness", "promotion-check", tmp_path, "--json"]
+    done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    found = json.loads(done.stdout)
+    assert {refusal["code"] for refusal in found["refusals"]} == {"status_missing", "dataset_missing", "bundle_missing"}
+    assert done.returncode == 1 and files() == before and not list(tmp_path.iterdir())
