@@ -36,6 +36,7 @@ from typing import Any
 from harness.evidence.errors import EvidenceError, mismatch, show
 from harness.evidence.external import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
+from harness.evidence.run import HISTORY
 from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
 from harness.lane.files import EMPTY, NotOurs, kind_at, write_json
 from harness.launch import start_child
@@ -303,7 +304,7 @@ class ExternalProcess:
         self._reader.start()
 
     def _prepare(self) -> None:
-        """An empty run directory. Nothing is removed but an earlier run of an external lane."""
+        """An empty run directory. Nothing is removed but an earlier run of an external lane, whose history stays."""
         if self.run_dir.exists() and any(self.run_dir.iterdir()):
             _remove_run(self.run_dir)
         self._work = self.run_dir / "work"
@@ -459,10 +460,10 @@ def _remove_run(run_dir: Path) -> None:
             inside = path.is_relative_to(work) or (path.is_dir() and not path.is_symlink())
             if not inside and not _is_of_run(path, facts):
                 raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
-        for path in sorted(run_dir.iterdir(), key=lambda path: path == record):  # the record last
+        for path in run_dir.iterdir():  # but for the record, which the next run replaces, and the history
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
+            elif path.name not in (RUN_FILE, HISTORY):
                 path.unlink()
     except OSError as error:
         raise mismatch(error.filename or run_dir, f"something that {error.strerror}", expected) from None
@@ -476,7 +477,7 @@ def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
     if plain and isinstance(files, dict) and path.name in files:
         return bool(file_sha256(path) == files[path.name])
     try:
-        return kind_at(path) in (SCHEMA, "gates/1", "page", "listen/1", "clip", EMPTY)
+        return kind_at(path) in (SCHEMA, "gates/1", "history/1", "page", "listen/1", "clip", EMPTY)
     except NotOurs:
         return False
 

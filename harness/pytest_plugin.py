@@ -27,7 +27,8 @@ from harness.evidence.external import RUN_FILE
 from harness.external_runs import ExternalRuns
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
-from harness.present.collect import publish_verdict, register
+from harness.present.collect import publish_verdict, register, tell_wants
+from harness.present.facts import load_here
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
 pytest.register_assert_rewrite("harness.gates")
@@ -84,8 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_external(config) and not hasattr(config, "workerinput"):
         config.stash[APPLICABLE] = Applicable()
         config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
-    if not config.getoption("--lane-evidence"):
-        register(config, lambda: config.stash.get(RUN_DIR, None))
+    register(config, lambda: config.stash.get(RUN_DIR, None))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -165,7 +165,7 @@ def lane_process(
             pytest.fail(str(error), pytrace=False)
 
     if config.getoption("--lane-evidence"):
-        yield lambda: load_run(run_dir)
+        yield lambda: load_here(run_dir)
     elif worker is None:
         with _terminal(config) as say:
             process = start(say)
@@ -309,6 +309,12 @@ def baseline(request: pytest.FixtureRequest, baseline_gates: Gates) -> BaselineF
     return baseline_factory(request, baseline_gates)
 
 
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """A gate says with it what it found, in a few words. The page shows it beside what the gate wants, JUnit too."""
+    return lambda text: record_property("measured", text)
+
+
 def _show_progress(line: str, say: Callable[[str], None]) -> None:
     """Turn the lane's output into a few lines that read well on a terminal, in a log and in a notebook."""
     word, _, rest = line.partition(" ")
@@ -340,6 +346,7 @@ class _Throttled:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The gates for external lanes run the lane again, and are for those alone."""
+    tell_wants(items)
     if not is_external(config):
         module = "harness.gates.black_box"
         black_box = [item for item in items if getattr(getattr(item, "function", None), "__module__", "") == module]

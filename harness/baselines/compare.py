@@ -81,6 +81,18 @@ class Verdict:
             return False
         return not any(item.criterion and item.part == part and item.out_of_bounds for item in self.items)
 
+    def measured(self, part: str) -> str:
+        """What was compared of one part, in a few words; nothing where nothing was."""
+        decisive = [item for item in self.items if item.criterion and item.part == part]
+        if not decisive:
+            return ""
+        if len(decisive) == 1 and isinstance(digest := decisive[0].obtained, str):
+            return f"digest {digest[:12]}"
+        out = sum(item.out_of_bounds for item in decisive)
+        farthest = max(item.distance for item in decisive)
+        far = f"at most {farthest:.1e} away, relatively" if farthest else "all of them equal"
+        return f"{len(decisive)} values compared, {f'{out} out of bounds' if out else far}"
+
     def text(self, part: str | None = None) -> str:
         """The verdict in words, with a table of what is out of bounds; of one part only, if it is given."""
         lines = [f"{self.kind}: {self.headline}"]

@@ -232,7 +232,12 @@ class BaselineAssertion(SnapshotAssertion):
 
     def __eq__(self, other: object) -> bool:
         """True, or the test fails here: of what explains an `assert`, pytest shows eight lines."""
-        if not super().__eq__(other):
+        equal = super().__eq__(other)
+        extension = self.extension
+        assert isinstance(extension, BaselineExtension)
+        if measured := extension.gates.verdict.measured(extension.part):
+            self.test_location.item.user_properties.append(("measured", measured))
+        if not equal:
             pytest.fail("\n".join(self.get_assert_diff()), pytrace=False)
         return True
 

@@ -42,6 +42,7 @@ ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"
 LOG = "lane.log"
 EXIT_CODE = "exit_code.txt"
+HISTORY = "history.json"  # outlives the run that it was written with
 AUDIO_LIMIT = 1 << 40
 
 _EVERY_FILE = {"run_id": TEXT, "lane": constant("experimental"), "promotable": constant(False)}

@@ -18,6 +18,7 @@ import pytest
 
 from harness.baselines.checkpoints import TensorDifference, compare_tensors, in_memory
 from harness.evidence import ExternalEvidence, NotApplicable, finite_loss
+from harness.gates.lane import Measured
 from harness.numerics.digest import file_sha256
 
 pytestmark = pytest.mark.smoke
@@ -25,14 +26,18 @@ pytestmark = pytest.mark.smoke
 Rerun = Callable[[], ExternalEvidence]
 
 
-def test_lane_completes(lane_run: ExternalEvidence) -> None:
+def test_lane_completes(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The lane ends with exit code 0, and with what its table calls completed."""
     # A lane that says otherwise in its status, or by its exit code, has failed every gate before it gets here.
     assert lane_run.failure() is None, lane_run.failure()
+    measured(f"{lane_run.facts['ended']}, {lane_run.facts['seconds']:.1f} s")
     assert lane_run.status["status"] == "completed"
 
 
-def test_artifacts_are_of_this_run(lane_run: ExternalEvidence) -> None:
+def test_artifacts_are_of_this_run(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The run left everything that its table names, and wrote each file itself."""
     outputs = lane_run.facts["outputs"]
+    measured(f"{sum(o['written'] for o in outputs.values())} of {len(outputs)} files written")
     missing = [
         f"{o['path']}: found {o['found']}, expected the run's {what}" for what, o in outputs.items() if not o["copy"]
     ]
@@ -46,41 +51,50 @@ def test_artifacts_are_of_this_run(lane_run: ExternalEvidence) -> None:
     assert len(set(ids.values())) <= 1, f"stale: the files carry other run ids: {ids}"
 
 
-def test_report_status_and_files_agree(lane_run: ExternalEvidence) -> None:
+def test_report_status_and_files_agree(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """What report, status and files say of each other is true."""
     compared, problems = agreement(lane_run)
+    measured(f"{compared} statements compared")
     assert not problems, "report, status and files do not agree:\n" + "\n".join(problems)
     if not compared:
         raise NotApplicable("the lane's report and status say nothing that another of its files says too")
 
 
-def test_last_loss_is_finite(lane_run: ExternalEvidence) -> None:
-    finite_loss({"loss": loss_of(lane_run)})
+def test_last_loss_is_finite(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The last loss is a finite number."""
+    measured(f"{finite_loss({'loss': loss_of(lane_run)}):.6g}")
 
 
-def test_loss_is_below_that_of_a_uniform_guess(lane_run: ExternalEvidence) -> None:
+def test_loss_is_below_that_of_a_uniform_guess(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The last loss is below that of a guess that knows nothing."""
     loss = loss_of(lane_run)
     vocabulary = lane_run.facts["vocabulary"]
     if vocabulary is None:
         raise NotApplicable(f"the table of lane {lane_run.facts['name']} gives no vocabulary")
     bound = math.log(vocabulary)
+    measured(f"{loss}; a guess has {bound:.4f}")
     assert isinstance(loss, int | float) and loss < bound, (
         f"the loss is {loss}, and a guess that knows nothing has ln({vocabulary}) = {bound:.4f}: the lane trains on "
         "the wrong thing (targets that are random, shifted, or of other data)"
     )
 
 
-def test_manifest_says_what_is_on_the_disk(lane_run: ExternalEvidence) -> None:
+def test_manifest_says_what_is_on_the_disk(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The manifest lists the audio as it lay on the disk when the run had ended."""
     problems = lane_run.manifest_problems()
+    measured(f"files: {lane_run.facts['data']['files']}")
     assert not problems, "\n".join(problems)
 
 
-def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun) -> None:
+def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun, measured: Measured) -> None:
+    """A second run, at once, gives the same checkpoint and loss, to the bit."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     again = lane_again()
     assert again.failure() is None, f"the second run failed, and the first did not: {again.failure()}"
     written_by(again)
     differing = differences(lane_run, again)
     count = len(lane_run.checkpoint.tensors)
+    measured(f"{len(differing)} of {count} tensors differ")
     assert not differing, (
         f"nondeterministic: a second run, at once, gave another checkpoint: {len(differing)} of {count} tensors "
         f"differ, {named(differing)}; something draws without a seed, or depends on time or order"
@@ -91,26 +105,34 @@ def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun
     )
 
 
-def test_checkpoint_is_not_the_initial_one(lane_run: ExternalEvidence) -> None:
+def test_checkpoint_is_not_the_initial_one(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The checkpoint is another than the one that training started from."""
     first, last = lane_run.initial_checkpoint, lane_run.checkpoint
+    measured(f"digest {first.tensor_digest[:12]} before, {last.tensor_digest[:12]} after")
     assert last.tensor_digest != first.tensor_digest, (
         f"{lane_run.facts['outputs']['checkpoint']['path']} holds what training started from, value for value: nothing "
         "was trained, or something else was written"
     )
 
 
-def test_every_tensor_moved(lane_run: ExternalEvidence) -> None:
+def test_every_tensor_moved(lane_run: ExternalEvidence, measured: Measured) -> None:
+    """The training moved every tensor."""
     first, last = lane_run.initial_checkpoint.tensors, lane_run.checkpoint.tensors
     assert set(first) == set(last), f"other tensors than in the initial checkpoint: {sorted(set(first) ^ set(last))}"
     still = [name for name, value in first.items() if np.array_equal(value, last[name], equal_nan=True)]
+    measured(f"{len(first) - len(still)} of {len(first)} tensors moved")
     assert not still, f"not moved by the training: {', '.join(still)}"
 
 
-def test_checkpoint_depends_on_the_audio(lane_run: ExternalEvidence, lane_other_audio: Rerun) -> None:
+def test_checkpoint_depends_on_the_audio(
+    lane_run: ExternalEvidence, lane_other_audio: Rerun, measured: Measured
+) -> None:
+    """With other audio under the same names the lane gives another checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     other = lane_other_audio()
     assert other.failure() is None, f"with other audio the lane fails: {other.failure()}"
     written_by(other)
+    measured(f"{len(differences(lane_run, other))} of {len(lane_run.checkpoint.tensors)} tensors differ")
     assert other.checkpoint.tensor_digest != lane_run.checkpoint.tensor_digest, (
         "blind to its audio: with other audio (backwards, its first half softer) the lane gives the same checkpoint, "
         "value for value: it does not train on what it is given"
@@ -118,8 +140,9 @@ def test_checkpoint_depends_on_the_audio(lane_run: ExternalEvidence, lane_other_
 
 
 def test_checkpoint_does_not_depend_on_names_and_times(
-    lane_run: ExternalEvidence, lane_again: Rerun, lane_same_audio: Rerun
+    lane_run: ExternalEvidence, lane_again: Rerun, lane_same_audio: Rerun, measured: Measured
 ) -> None:
+    """The same audio under other names, in another order and with other times, gives the same checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     if differences(lane_run, lane_again()):
         raise NotApplicable("two runs on the same audio differ already, so that names cannot be told from chance")
@@ -127,6 +150,7 @@ def test_checkpoint_does_not_depend_on_names_and_times(
     assert other.failure() is None, f"with the same audio under other names the lane fails: {other.failure()}"
     written_by(other)
     differing = differences(lane_run, other)
+    measured(f"{len(differing)} of {len(lane_run.checkpoint.tensors)} tensors differ")
     assert not differing, (
         "the same audio under other names, in the opposite order and with other times, gives another checkpoint: "
         f"{named(differing)}; the lane orders its data, or draws, by names or times (order it by what the files hold)"

@@ -6,7 +6,7 @@ A lane of another project that gives the same evidence (a trace) is held to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,56 +26,76 @@ from harness.evidence import (
 
 pytestmark = pytest.mark.smoke
 
+Measured = Callable[[str], None]  # the plugin's fixture: what a gate found, for the page
+
 # How far the loss on the first batch must fall from before to after the training, in nats; see docs/lane.md.
 LOSS_MARGIN = 0.05
 
 
-def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence) -> None:
+def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence, measured: Measured) -> None:
+    """The report has the contract's twenty keys, then the lane's own, in their order."""
+    measured(f"{len(lane_run.report)} keys")
     check_report_keys(lane_run.report, lane_run.report_path, lane_run.report_keys)
 
 
-def test_objective_status_is_completed(lane_run: RunEvidence) -> None:
+def test_objective_status_is_completed(lane_run: RunEvidence, measured: Measured) -> None:
+    """The report says that the run completed."""
     found = lane_run.report["objective_status"]
+    measured(found)
     assert found == "completed", f"the report says objective_status: {found}"
 
 
-def test_first_failed_step_is_none(lane_run: RunEvidence) -> None:
+def test_first_failed_step_is_none(lane_run: RunEvidence, measured: Measured) -> None:
+    """The report names no step that failed."""
     found = lane_run.report["first_failed_step"]
+    measured(found)
     assert found == "none", f"the report says first_failed_step: {found}"
 
 
-def test_root_cause_is_none(lane_run: RunEvidence) -> None:
+def test_root_cause_is_none(lane_run: RunEvidence, measured: Measured) -> None:
+    """The report names no cause of a failure."""
     found = lane_run.report["root_cause"]
+    measured(found)
     assert found == "none", f"the report says root_cause: {found}"
 
 
-def test_status_file_is_valid_and_completed(lane_run: RunEvidence) -> None:
+def test_status_file_is_valid_and_completed(lane_run: RunEvidence, measured: Measured) -> None:
+    """The status says that all steps that were asked for are done, and the trace has each of them."""
     status = lane_run.status
     assert status["status"] == "completed", f"the status is {status['status']}: {status['root_cause']}"
     asked, traced = lane_run.trace.header["steps"], len(lane_run.trace.steps)
     counts = f"{status['steps_done']} of {status['steps_total']} steps; the trace has {traced} of {asked}"
+    measured(counts)
     assert status["steps_done"] == status["steps_total"] == asked == traced, f"the status says {counts}"
 
 
-def test_loss_is_finite(lane_run: RunEvidence) -> None:
-    finite_loss({"loss": lane_run.status["loss"]})
+def test_loss_is_finite(lane_run: RunEvidence, measured: Measured) -> None:
+    """The last loss is a finite number, and so is the loss of every step."""
+    loss = finite_loss({"loss": lane_run.status["loss"]})
+    measured(f"{loss:.6g} at the end of {len(lane_run.trace.steps)} steps")
     for step in lane_run.trace.steps:
         assert math.isfinite(step["loss"]), f"the loss of step {step['step']} is {step['loss']}"
 
 
-def test_loss_is_the_same_in_status_report_and_trace(lane_run: RunEvidence) -> None:
-    loss_agrees(lane_run.status, lane_run.report, lane_run.trace)
+def test_loss_is_the_same_in_status_report_and_trace(lane_run: RunEvidence, measured: Measured) -> None:
+    """Status, report and trace give the same last loss, to the bit."""
+    measured(repr(loss_agrees(lane_run.status, lane_run.report, lane_run.trace)))
 
 
-def test_checkpoint_is_not_empty_and_finite(lane_run: RunEvidence) -> None:
+def test_checkpoint_is_not_empty_and_finite(lane_run: RunEvidence, measured: Measured) -> None:
+    """The checkpoint holds tensors, none of them empty, and finite values alone."""
     # The reader itself refuses a checkpoint that holds no tensor.
-    for name, tensor in lane_run.checkpoint.tensors.items():
+    tensors = lane_run.checkpoint.tensors
+    measured(f"{len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values()):,} values")
+    for name, tensor in tensors.items():
         assert tensor.size, f"{name} is empty"
         bad = int(np.count_nonzero(~np.isfinite(tensor)))
         assert not bad, f"{name} has {bad} of {tensor.size} values that are not finite"
 
 
-def test_checkpoint_sha_is_that_of_the_file(lane_run: RunEvidence) -> None:
+def test_checkpoint_sha_is_that_of_the_file(lane_run: RunEvidence, measured: Measured) -> None:
+    """SHA-256 and tensor digest, taken from the checkpoint, are those in report, status and the .json beside it."""
+    measured(f"SHA-256 {lane_run.checkpoint.sha256[:12]}, tensors {lane_run.checkpoint.tensor_digest[:12]}")
     checkpoint_agrees(lane_run.checkpoint, lane_run.checkpoint_sidecar, lane_run.status)
     found, said = lane_run.checkpoint.sha256, lane_run.report["checkpoint_sha256"]
     assert found == said, f"the checkpoint's SHA-256 is {found}, the report says {said}"
@@ -83,44 +103,56 @@ def test_checkpoint_sha_is_that_of_the_file(lane_run: RunEvidence) -> None:
     assert found == said, f"the checkpoint's tensor digest is {found}, the report says {said}"
 
 
-def test_checkpoint_is_what_training_ended_with(lane_run: RunEvidence) -> None:
+def test_checkpoint_is_what_training_ended_with(lane_run: RunEvidence, measured: Measured) -> None:
+    """The checkpoint's tensors are those that the trace saw at the end of the training."""
+    measured(f"{len(lane_run.checkpoint.tensors)} tensors, by norm and sketch")
     end_agrees(lane_run.checkpoint, lane_run.trace)
     if lane_run.checkpoint_float64 is not None:
         rounding_agrees(lane_run.checkpoint, lane_run.checkpoint_float64)
 
 
-def test_manifest_lists_what_is_on_disk(lane_run: RunEvidence) -> None:
+def test_manifest_lists_what_is_on_disk(lane_run: RunEvidence, measured: Measured) -> None:
+    """The manifest lists the staged files as they lie on the disk, and the data set's digest is theirs."""
     problems = lane_run.manifest_problems()
     assert not problems, "\n".join(problems)
     digest = lane_run.dataset_digest()
+    measured(f"files: {len(lane_run.manifest['entries'])}, digest {digest[:12]}")
     for where, said in (("report", lane_run.report), ("trace", lane_run.trace.header)):
         assert said["dataset_digest"] == digest, f"the {where} says {said['dataset_digest']}, the files give {digest}"
 
 
-def test_tokens_are_those_of_the_trace(lane_run: RunEvidence) -> None:
+def test_tokens_are_those_of_the_trace(lane_run: RunEvidence, measured: Measured) -> None:
+    """The tokens on the disk are, by their digests, those of the trace and of the report."""
     digest = tokens_agree(lane_run.tokens, lane_run.trace)
+    measured(f"{' × '.join(map(str, lane_run.tokens.shape))} tokens, digest {digest[:12]}")
     said = lane_run.report["tokens_digest"]
     assert digest == said, f"the tokens' digest is {digest}, the report says {said}"
 
 
-def test_all_files_are_of_this_run(lane_run: RunEvidence) -> None:
+def test_all_files_are_of_this_run(lane_run: RunEvidence, measured: Measured) -> None:
+    """Every file of the run carries the run's own id: none is left from an earlier one."""
     ids = lane_run.run_ids()
+    measured(f"files: {len(ids)}, ids: {len(set(ids.values()))}")
     assert len(ids) == lane_run.run_id_files, f"a run id is in {sorted(ids)} only"
     one_run_id(ids)
 
 
-def test_sanitizer_replaced_nothing(lane_run: RunEvidence) -> None:
+def test_sanitizer_replaced_nothing(lane_run: RunEvidence, measured: Measured) -> None:
+    """No logit was replaced in the training because it was not finite."""
     total = lane_run.status["sanitized_logits"]
+    measured(f"{total} replaced")
     assert total == 0, f"the status says that {total} logits were replaced"
     for step in lane_run.trace.steps:
         assert step["sanitized"] == 0, f"step {step['step']} replaced {step['sanitized']} logits"
 
 
-def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence) -> None:
+def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence, measured: Measured) -> None:
+    """Each chunk is trained on once before any is again, in whole batches."""
     # The reader itself refuses a step whose batch is not whole, and a chunk that is not there.
     trace = lane_run.trace
     chunks = trace.tokens["shape"][0]
     used = [chunk for step in trace.steps for chunk in step["chunks"]]
+    measured(f"{chunks} chunks, trained on {len(used)} times in all")
     for epoch in range(len(used) // chunks):
         found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
         assert found == list(range(chunks)), f"epoch {epoch}: a chunk is left out or repeated"
@@ -128,39 +160,49 @@ def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence) -
     assert len(set(last)) == len(last), "the last, incomplete epoch repeats a chunk"
 
 
-def test_adapter_starts_as_the_identity(lane_run: RunEvidence) -> None:
+def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measured) -> None:
+    """At first the adapter changes nothing: the first loss is that of the model without it, to the bit."""
     start = lane_run.trace.start
+    measured(f"{start['loss']!r}; without adapters {start['loss_without_adapters']!r}")
     assert start["loss"] == start["loss_without_adapters"], "the first loss differs from the loss without adapters"
     assert start["loss"] == lane_run.trace.steps[0]["loss"], "the first step's loss is not the first loss"
     assert start["chunks"] == lane_run.trace.steps[0]["chunks"], "the first loss is of another batch"
 
 
-def test_base_model_is_unchanged(lane_run: RunEvidence) -> None:
+def test_base_model_is_unchanged(lane_run: RunEvidence, measured: Measured) -> None:
+    """The training leaves the frozen model as it was, by its digest."""
     before, after = lane_run.trace.start["base_digest"], lane_run.trace.end["base_digest"]
+    measured(f"{before[:12]} before, {after[:12]} after")
     assert before == after, f"the frozen model's digest was {before} before the training and is {after} after it"
 
 
-def test_loss_falls(lane_run: RunEvidence) -> None:
+def test_loss_falls(lane_run: RunEvidence, measured: Measured) -> None:
+    """On the first batch the loss falls from before the training to after it, by a margin."""
     before, after = lane_run.trace.start["loss"], lane_run.trace.end["eval_loss"]
+    measured(f"by {before - after:.4f}, from {before:.4f} to {after:.4f}; at least {LOSS_MARGIN} is asked for")
     assert before - after >= LOSS_MARGIN, (
         f"on the first batch the loss was {before:.4f} before and is {after:.4f} after the training: "
         f"it fell by {before - after:.4f}, and at least {LOSS_MARGIN} is expected"
     )
 
 
-def test_first_loss_is_below_that_of_a_model_that_knows_nothing(lane_run: RunEvidence) -> None:
+def test_first_loss_is_below_that_of_a_model_that_knows_nothing(lane_run: RunEvidence, measured: Measured) -> None:
+    """The first loss is below that of a uniform guess: the targets are what the model was made for."""
     # A codebook's size is a power of two; the tokens tell which.
     bound = math.log(2 ** int(lane_run.tokens.max()).bit_length())
+    measured(f"{lane_run.trace.start['loss']:.4f}; a guess has {bound:.4f}")
     assert lane_run.trace.start["loss"] < bound, "the model does no better on these targets than a uniform guess"
 
 
-def test_lane_says_that_it_is_experimental(lane_run: RunEvidence) -> None:
+def test_lane_says_that_it_is_experimental(lane_run: RunEvidence, measured: Measured) -> None:
+    """Every file says that lane and run are experimental and not promotable."""
     # Status, manifest, environment, trace and sidecar are refused when read if they say anything else.
     for part in (lane_run.status, lane_run.manifest, lane_run.environment, lane_run.checkpoint_sidecar):
         assert (part["lane"], part["promotable"]) == ("experimental", False)
     marked: dict[str, Mapping[str, Any]] = {"report": lane_run.report, "checkpoint": lane_run.checkpoint.meta}
     if lane_run.checkpoint_float64 is not None:
         marked["checkpoint before rounding"] = lane_run.checkpoint_float64.meta
+    measured(f"in {4 + len(marked)} files")
     for where, says in marked.items():
         found = (says.get("lane"), says.get("promotable"))
         expected = ("experimental", "false" if where == "report" else False)

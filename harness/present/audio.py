@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.evidence import EvidenceError, RunEvidence
+from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
 from harness.lane.files import CLIP, atomic_write, write_json
 
 FOLDER = "listen"
@@ -81,6 +81,8 @@ class Excerpt:
 
 def choose_excerpt(run: RunEvidence) -> Excerpt:
     """The first chunks of the run's data that lie one after the other, up to SECONDS. Raises EvidenceError, NoAudio."""
+    if isinstance(run, ExternalEvidence):
+        raise NoAudio("there are clips of the built-in lane's runs only")
     tokens = run.partial_trace.tokens
     if not tokens or not tokens["chunks"]:
         raise NoAudio("the run ended before it had tokens")
@@ -151,6 +153,19 @@ def model_directory(run: RunEvidence) -> str:
     return str(directory)
 
 
+def possible_clips(run: RunEvidence) -> list[str]:
+    """The clips that `harness listen` can make of a run, where its model is. Never raises."""
+    names = list(CLIPS)
+    try:
+        choose_excerpt(run)
+    except (NoAudio, EvidenceError):
+        return []
+    try:
+        return names if run.checkpoint_path else []
+    except EvidenceError:
+        return names[:2]  # samples need what was trained
+
+
 def can_reconstruct_now() -> bool:
     """Whether what a reconstruction needs is loaded: then it takes a fraction of a second, and otherwise several."""
     return "torch" in sys.modules and "audiocraft.models.musicgen" in sys.modules
@@ -214,5 +229,5 @@ def cheap_clips(run: RunEvidence, run_id: str) -> list[str]:
     try:
         write_clips(run.run_dir, run_id, clips)
     except OSError as error:
-        missing.append(f"{run.run_dir / FOLDER}: {error.strerror}")
+        missing.append(f"{error.filename or run.run_dir / FOLDER}: {error.strerror}")
     return missing

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 12, 36
+LEFT, RIGHT, TOP, BOTTOM = 68, 10, 12, 36
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def line_chart(
     low, high = limits or _limits(
         [y for one in series for _, y in one.points] + [y for _, a, b in band for y in (a, b)]
     )
-    y_ticks = ticks if ticks is not None else [(tick, f"{tick:g}") for tick in _nice(low, high, 5)]
+    y_ticks = ticks if ticks is not None else _labelled(_nice(low, high, 5))
     if limits is None:
         low, high = min(low, y_ticks[0][0]), max(high, y_ticks[-1][0])
 
@@ -114,6 +114,14 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
+def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Ticks with their labels; where those would read alike, the lowest has its value, the others what they add."""
+    labels = [f"{value:g}" for value in values]
+    if len(set(labels)) < len(labels):
+        labels[1:] = [f"+{value - values[0]:.2g}" for value in values[1:]]
+    return list(zip(values, labels, strict=True))
+
+
 def _nice(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
     """At most about `most` round numbers from `low` to `high`; a little beyond where they would be fewer than two."""
     raw = (high - low) / max(1, most - 1)
@@ -123,4 +131,5 @@ def _nice(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
         step = max(1.0, round(step))
         return [float(n * step) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    digits = max(12, 3 - math.floor(math.log10(step)))
+    return [round(n * step, digits) for n in range(first, last + 1)]

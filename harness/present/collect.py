@@ -7,6 +7,7 @@ page that cannot be written is one line on the terminal.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.present.changed import Place, base_of, changed_place
-from harness.present.gates import NOT_APPLICABLE, GateResult, by_reason
+from harness.present.gates import NOT_APPLICABLE, GateResult, by_reason, holds_run
 from harness.present.text import count
 
 MARKER = "smoke"
@@ -55,7 +56,10 @@ class GateCollector:
     @pytest.hookimpl(tryfirst=True)  # JUnit's plugin writes its file in this hook
     def pytest_sessionfinish(self) -> None:
         run_dir = self.run_dir()
-        if run_dir is None or not run_dir.is_dir() or not self.gates:
+        if run_dir is None or not self.gates:
+            return
+        if not holds_run(run_dir):
+            self.lines = [f"no page: {run_dir} holds no run"]
             return
         try:
             from harness.present.page import present_run
@@ -98,6 +102,14 @@ def publish_verdict(config: pytest.Config, verdict: Mapping[str, Any]) -> None:
         collector.verdict = dict(verdict)
 
 
+def tell_wants(items: Iterable[pytest.Item]) -> None:
+    """Let each gate's report say what the gate wants: the first paragraph of its docstring. From a worker too."""
+    for item in items:
+        doc = inspect.getdoc(getattr(item, "function", None)) if MARKER in item.keywords else None
+        if doc:
+            item.user_properties.append(("wants", " ".join(doc.partition("\n\n")[0].split())))
+
+
 def result_of(report: pytest.TestReport) -> GateResult:
     """What a report says of its gate, in one line (the first of the message) and in full."""
     details, reason = "", ""
@@ -108,6 +120,7 @@ def result_of(report: pytest.TestReport) -> GateResult:
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = str(crash.message) if crash is not None else details
     path, line, _ = report.location
+    told = dict(report.user_properties)
     outcome: str = "error" if report.outcome == "failed" and report.when != "call" else report.outcome
     if outcome == "skipped" and reason.startswith(f"Skipped: {NOT_APPLICABLE}: "):
         outcome, reason = NOT_APPLICABLE, reason.removeprefix(f"Skipped: {NOT_APPLICABLE}: ")
@@ -119,6 +132,8 @@ def result_of(report: pytest.TestReport) -> GateResult:
         path=path.replace(os.sep, "/"),
         line=(line or 0) + 1,
         seconds=round(report.duration, 3),
+        wants=_one_line(str(told.get("wants", ""))),
+        measured=_one_line(str(told.get("measured", ""))),
     )
 
 

@@ -18,14 +18,15 @@ BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 
 @dataclass(frozen=True)
 class Facts:
-    """``trace`` is what there is of it, and None where it cannot be read; ``problems`` says why something is missing,
-    a line each."""
+    """``trace`` is what there is of it, and None where it cannot be read; ``key`` is None there too. ``problems`` says
+    why something is missing, a line each."""
 
     run: RunEvidence
     run_id: str
     trace: Trace | None
     baseline: Baseline | None
     problems: tuple[str, ...]
+    key: Key | None = None
 
     def report(self, key: str) -> str:
         """A value of the run's report; `unknown` where there is none."""
@@ -69,7 +70,7 @@ class Facts:
 
 def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path = BASELINES) -> Facts:
     """Read a run directory. Raises nothing: a run that failed has facts too."""
-    run = _load(run_dir)
+    run = load_here(run_dir)
     problems: list[str] = []
     run_id, trace, baseline = "none", None, None
     try:
@@ -83,14 +84,15 @@ def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path =
             trace = None
     except EvidenceError as error:
         problems.append(str(error))
+    key = None if trace is None else _key(trace)
     try:
-        baseline = _baseline(trace, verdict, baselines)
+        baseline = _baseline(key, verdict, baselines)
     except (BaselineError, OSError) as error:
         problems.append(str(error))
-    return Facts(run, run_id, trace, baseline, tuple(problems))
+    return Facts(run, run_id, trace, baseline, tuple(problems), key)
 
 
-def _load(run_dir: Path) -> RunEvidence:
+def load_here(run_dir: Path) -> RunEvidence:
     """The run, with status and manifest from where the user's settings put them, should they not be in it."""
     status, audio = os.environ.get("TRAIN_STATUS_PATH"), os.environ.get("KNOWLEDGE_AUDIO_DIR")
     status_path = Path(status) if status and not (run_dir / "train_status.json").exists() else None
@@ -115,15 +117,17 @@ def relative(obtained: float, expected: float) -> float:
     return abs(obtained - expected) / abs(expected) if expected and math.isfinite(obtained) else math.inf
 
 
-def _baseline(trace: Trace | None, verdict: Mapping[str, Any] | None, baselines: Path) -> Baseline | None:
+def _baseline(key: Key | None, verdict: Mapping[str, Any] | None, baselines: Path) -> Baseline | None:
     """The one that the verdict is about; without a verdict the one with the run's key."""
     named = None if verdict is None else verdict.get("baseline")
     if named is not None:
         return load(Path(named)) if Path(named).exists() else None
-    if trace is None:
-        return None
+    return None if key is None else next((b for b in Store(baselines).all()[0] if b.result.key == key), None)
+
+
+def _key(trace: Trace) -> Key:
     header = trace.header
-    key = Key(
+    return Key(
         lane=header["lane"],
         mode=header["mode"],
         model_digest=header["model_digest"],
@@ -131,4 +135,3 @@ def _baseline(trace: Trace | None, verdict: Mapping[str, Any] | None, baselines:
         settings_digest=header["settings_digest"],
         numeric_class="" if header["mode"] == UNIVERSAL else header["numeric_class"] or "none",
     )
-    return next((b for b in Store(baselines).all()[0] if b.result.key == key), None)

@@ -1,8 +1,8 @@
 """``gates.json`` in a run directory: how the gates judged a run. Written when pytest ends, read by page and summary.
 
     {"schema": "gates/1", "run_id", "lane", "promotable", "gates": [{"nodeid", "outcome", "reason", "details", "path",
-     "line", "seconds"}, …], "verdict": {…} or null, "metrics": {name: text}, "losses": [[step, hex, hex or null], …],
-     "baseline": {"path", "recorded"} or null}
+     "line", "seconds", "wants", "measured"}, …], "verdict": {…} or null, "metrics": {name: text},
+     "losses": [[step, hex, hex or null], …], "baseline": {"path", "recorded"} or null}
 
 `losses` has a row for each step: obtained, and recorded where the baseline has that step. Standard library only, so
 that a summary can be made where nothing is installed.
@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.lane.files import write_json
+from harness.lane.files import EMPTY, kind_of, write_json
 
 GATES = "gates.json"
 SCHEMA = "gates/1"
 SIZE_LIMIT = 16 << 20
+_EXTERNAL = "external_run.json"  # in the run directory of a lane of another project
 _DETAILED = 100
 PASSED = "passed"
 NOT_APPLICABLE = "not applicable"  # an external lane does not give what the gate judges
@@ -34,7 +37,8 @@ class GatesError(Exception):
 
 @dataclass(frozen=True)
 class GateResult:
-    """How one gate ended. ``reason`` is one line; ``details`` what pytest shows; ``line`` counts from 1."""
+    """How one gate ended. ``reason`` is one line; ``details`` what pytest shows; ``line`` counts from 1; ``wants`` is
+    the first paragraph of its docstring; ``measured`` what it says that it found; ``seconds`` are of itself."""
 
     nodeid: str
     outcome: str
@@ -43,6 +47,8 @@ class GateResult:
     path: str = ""
     line: int = 1
     seconds: float = 0.0
+    wants: str = ""
+    measured: str = ""
 
     @property
     def name(self) -> str:
@@ -62,7 +68,8 @@ class GatesFile:
     baseline: dict[str, str] | None = None
 
     def write(self, run_dir: Path) -> Path:
-        """Write gates.json, atomically; of many gates that failed, the details of the first alone. Raises OSError."""
+        """Write gates.json, atomically, over no file of another's; of many gates that failed, the details of the first
+        alone. Raises OSError."""
         told = [gate for gate in self.gates if gate.details][:_DETAILED]
         listed = [asdict(gate) if gate in told else {**asdict(gate), "details": ""} for gate in self.gates]
         value = {
@@ -84,12 +91,12 @@ class GatesFile:
 def read_gates(run_dir: Path) -> GatesFile:
     """The gates.json of a run directory. Raises GatesError."""
     path = run_dir / GATES
-    command = f"pytest -m smoke --lane-evidence {run_dir}"
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
     except OSError as error:
-        raise GatesError(f"{path}: {error.strerror or error}; expected how the gates ended; next: {command}") from None
+        what = f"{path}: {error.strerror or error}; expected how the gates ended"
+        raise GatesError(f"{what}; next: {judging(run_dir)}") from None
     try:
         if len(data) > SIZE_LIMIT:
             raise ValueError(f"more than {SIZE_LIMIT:,} bytes")
@@ -98,7 +105,7 @@ def read_gates(run_dir: Path) -> GatesFile:
             raise ValueError(f"schema {value['schema']!r}, expected {SCHEMA!r}")
         gates = [GateResult(**gate) for gate in value["gates"]]
         for gate in gates:
-            texts = (gate.nodeid, gate.outcome, gate.reason, gate.details, gate.path)
+            texts = (gate.nodeid, gate.outcome, gate.reason, gate.details, gate.path, gate.wants, gate.measured)
             if not all(isinstance(text, str) for text in texts) or gate.outcome not in OUTCOMES:
                 raise ValueError(f"a gate that is none: {str(gate)[:100]}")
             if type(gate.line) is not int or not isinstance(gate.seconds, int | float):
@@ -116,7 +123,38 @@ def read_gates(run_dir: Path) -> GatesFile:
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        # Over a file of another's none is written.
+        away = (
+            "" if kind_of(data) in (SCHEMA, EMPTY) else f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.away')} && "
+        )
+        command = away + judging(run_dir)
         raise GatesError(f"{path}: {reason}; expected what the gates wrote; next: {command}") from None
+
+
+def judging(run_dir: Path) -> str:
+    """The command that leads to a gates.json in `run_dir`, as it is typed here: it judges the run that lies there, or
+    makes one. In a checkout of this project it is one that needs nothing set up."""
+    where, external = shlex.quote(str(run_dir)), (run_dir / _EXTERNAL).exists()
+    checkout = Path(__file__).resolve().parents[2]
+    pytest = "pytest -m smoke"
+    if not external and (checkout / "tests" / "smoke").is_dir():
+        pytest = "python3 -m harness run"
+        where = where if Path.cwd() == checkout else shlex.quote(str(run_dir.absolute()))  # it runs in the checkout
+    if holds_run(run_dir):
+        return f"{pytest} --lane-evidence={where}"
+    if found := sorted(run_dir.glob(f"*/{_EXTERNAL}")):  # a lane of another project has a folder of its own
+        return f"python3 -m harness summary {shlex.quote(str(found[0].parent))}"
+    return pytest if run_dir == default_run_dir() else f"{pytest} --lane-run-dir={where}"
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run lies in a folder, however it ended: one that holds none is not written into."""
+    return any((run_dir / name).exists() for name in ("train_status.json", "trace.jsonl", _EXTERNAL))
+
+
+def default_run_dir() -> Path:
+    """The run directory of a command line that names none."""
+    return Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
 
 
 def counts(gates: Sequence[GateResult]) -> str:

@@ -5,24 +5,31 @@ Everything that comes from a file is escaped, and the page forbids itself script
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
+import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-from harness.evidence import EvidenceError
+from harness.evidence import EvidenceError, ExternalEvidence
 from harness.lane.files import PAGE_MARK, atomic_write
-from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, read_clips
+from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, possible_clips, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
 from harness.present.gates import NOT_APPLICABLE, GateResult, all_passed, by_reason, counts
+from harness.present.history import read_history
 from harness.present.picture import RANGE_DB, TOP_HZ, spectrogram_png
 from harness.present.style import POLICY, STYLE
+from harness.present.text import count, without_local_paths
 
 PAGE = "report.html"
 CODEBOOKS_SHOWN = 8
+_NAMED = 12  # red gates that the verdict names
+_TREND = 10  # runs in the table; the charts have all that are kept
 _FLOOR = 1e-17  # where a distance of zero is drawn
 _OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", NOT_APPLICABLE: "·"}
 _GOOD = ("match", "tolerance-match")
@@ -36,7 +43,7 @@ def write_html(
     facts: Facts | None = None,
     missing_audio: Sequence[str] = (),
 ) -> Path:
-    """Write the page of a run. `verdict` is `Verdict.to_json()`. Raises OSError.
+    """Write the page of a run, over no file of another's. `verdict` is `Verdict.to_json()`. Raises OSError.
 
     Clips that lie in the run's folder `listen/` are on it; `missing_audio` says why others are not.
     """
@@ -54,14 +61,26 @@ def page(
 ) -> str:
     """The page's text; the same for the same files."""
     model = facts.report("model_id")
+    if isinstance(facts.run, ExternalEvidence) and facts.key is not None:
+        model = facts.key.lane
     head = f"{_headline(gates, verdict, facts)[0]} · {model}"
     sections = [
         _verdict(facts, gates, verdict),
         _gates(gates),
         _losses(facts, verdict),
+        _trend(facts),
         _listen(facts, missing_audio),
         _provenance(facts),
     ]
+    body = f"""<header>
+<p class="over">Voice-adapter training lane</p>
+<h1>{escape(model)}</h1>
+<p class="over">experimental, not promotable · run <code>{escape(facts.run_id[:12])}</code></p>
+</header>
+<main>
+{chr(10).join(sections)}
+</main>
+"""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -70,21 +89,19 @@ def page(
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(head)}</title>
+{_portable(f"<title>{escape(head)}</title>", facts.run.run_dir)}
 <style>{STYLE}</style>
 </head>
 <body>
-<header>
-<p class="over">Voice-adapter training lane</p>
-<h1>{escape(model)}</h1>
-<p class="over">experimental, not promotable · run <code>{escape(facts.run_id[:12])}</code></p>
-</header>
-<main>
-{chr(10).join(sections)}
-</main>
-</body>
+{_portable(body, facts.run.run_dir)}</body>
 </html>
 """
+
+
+def _portable(html: str, run_dir: Path) -> str:
+    """HTML, without paths of this machine in its text."""
+    clean = without_local_paths(run_dir)
+    return re.sub(r"(?<=>)[^<>]+(?=<)", lambda found: escape(clean(unescape(found[0]))), html)
 
 
 def _headline(gates: Sequence[GateResult], verdict: Mapping[str, Any] | None, facts: Facts) -> tuple[str, str]:
@@ -108,7 +125,8 @@ def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, An
     if failure:
         lines.append(f"<p>{escape(failure)}</p>")
     if headline != counts(gates):
-        lines.append(f"<p>{escape(counts(gates))}</p>")
+        lines.append(f'<p><a href="#gates">{escape(counts(gates))}</a></p>')
+    lines.append(_red(gates))
     if verdict is None:
         lines.append("<p>The run was not compared with a baseline.</p>")
     else:
@@ -127,6 +145,14 @@ def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, An
     return f'<section class="verdict {kind}" aria-label="Verdict"><h2>Verdict</h2>\n{_join(lines)}</section>'
 
 
+def _red(gates: Sequence[GateResult]) -> str:
+    """Links to the gates that are red."""
+    red = [(n, gate) for n, gate in enumerate(gates) if gate.outcome not in ("passed", "skipped", NOT_APPLICABLE)]
+    links = [f'<a href="#gate-{n}">{escape(gate.name)}</a>' for n, gate in red[:_NAMED]]
+    more = f', <a href="#gates">and {len(red) - _NAMED} more</a>' if len(red) > _NAMED else ""
+    return f'<p class="red">Red: {", ".join(links)}{more}</p>' if red else ""
+
+
 def _where(verdict: Mapping[str, Any]) -> str:
     where = verdict.get("where")
     if not isinstance(where, Mapping):
@@ -141,34 +167,48 @@ def _out_of_bounds(verdict: Mapping[str, Any]) -> str:
         return ""
     columns = ("what", "obtained", "expected", "distance")
     more = f'<p class="note">and {verdict["more"]} more</p>' if verdict.get("more") else ""
-    return _table("What is out of bounds", columns, [[str(row.get(c)) for c in columns] for row in rows]) + more
+    return _table("What is out of bounds", columns, [[escape(str(row.get(c))) for c in columns] for row in rows]) + more
 
 
 def _gates(gates: Sequence[GateResult]) -> str:
     blocks = []
-    for group in by_reason(gates):
+    place = {id(gate): number for number, gate in enumerate(gates)}
+    judged = [gate for gate in gates if gate.outcome != NOT_APPLICABLE]
+    for group in by_reason(judged):
         # Gates with one reason stand together, and say it once.
         reason = f'<p class="reason">{escape(group[0].reason)}</p>' if group[0].reason else ""
         few = len(group) <= 4
-        items = _join(_gate(gate, details=few or number == 0) for number, gate in enumerate(group))
-        blocks.append(f'<div class="{_class(group[0])}">{reason}<ul class="gates">{items}</ul></div>')
-    passed = _join(_gate(gate) for gate in gates if gate.outcome == "passed")
-    blocks.append(f'<ul class="gates">{passed}</ul>' if passed else "")
+        rows = [_gate(gate, place[id(gate)], details=few or number == 0) for number, gate in enumerate(group)]
+        caption = f"{len(group)} {group[0].outcome}"
+        blocks.append(f'<div class="{_class(group[0])}">{reason}{_gate_table(caption, rows)}</div>')
+    passed = [_gate(gate, place[id(gate)]) for gate in gates if gate.outcome == "passed"]
+    blocks.append(_gate_table(f"{len(passed)} passed", passed) if passed else "")
+    others = [dataclasses.replace(gate, measured=gate.reason) for gate in gates if gate.outcome == NOT_APPLICABLE]
+    if others:
+        table = _gate_table(
+            "What the lane need not give", [_gate(gate, len(gates) + n) for n, gate in enumerate(others)]
+        )
+        blocks.append(f"<details><summary>{len(others)} not applicable</summary>{table}</details>")
     empty = "" if gates else "<p>No gate ran.</p>"
-    return f"<section><h2>Gates</h2>\n{empty}{_join(blocks)}</section>"
+    return f'<section id="gates"><h2>Gates</h2>\n{empty}{_join(blocks)}</section>'
+
+
+def _gate_table(caption: str, rows: Sequence[Sequence[str]]) -> str:
+    return _table(caption, ("gate", "wants", "found", "seconds"), rows, style="gates")
 
 
 def _class(gate: GateResult) -> str:
     return "skipped" if gate.outcome == NOT_APPLICABLE else escape(gate.outcome)
 
 
-def _gate(gate: GateResult, *, details: bool = False) -> str:
+def _gate(gate: GateResult, number: int, *, details: bool = False) -> list[str]:
     mark = f'<span aria-hidden="true">{_OUTCOME.get(gate.outcome, "?")}</span>'
-    said = "" if gate.outcome == "passed" else f"{escape(gate.outcome)}: "
+    said = "" if gate.outcome in ("passed", NOT_APPLICABLE) else f"{escape(gate.outcome)}: "
     more = ""
     if details and gate.details and " ".join(gate.details.split()) != gate.reason:
         more = f"<details><summary>in full</summary><pre tabindex=0>{escape(gate.details)}</pre></details>"
-    return f'<li class="{_class(gate)}">{mark}{said}{escape(gate.name)}{more}</li>'
+    name = f'<div id="gate-{number}" class="gate {_class(gate)}">{mark}<b>{said}{escape(gate.name)}</b></div>{more}'
+    return [name, escape(gate.wants), escape(gate.measured), f"{gate.seconds:.2f}"]
 
 
 def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
@@ -180,7 +220,7 @@ def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
     finite = [(step, a) for step, a, _ in rows if math.isfinite(a)]
     broken = [str(step) for step, a, _ in rows if not math.isfinite(a)]
     first, last = rows[0], rows[-1]
-    says = f"Loss in {len(rows)} steps, from {first[1]:.4f} to {last[1]:.4f}."
+    says = f"Loss in {count(len(rows), 'step')}, from {first[1]:.4f} to {last[1]:.4f}."
     if finite:
         says += f" Lowest {min(a for _, a in finite):.4f}, highest {max(a for _, a in finite):.4f}."
     series = [Series("this run", "run", [(float(step), a) for step, a, _ in rows], dots=True)]
@@ -203,8 +243,12 @@ def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
         notes.append(f"The baseline has {len(recorded)} of these {len(rows)} steps.")
     chart = line_chart("loss", "Training loss by step", says, series, band=band)
     caption = escape(" ".join(filter(None, [says, *notes])))
-    body = f"<figure><h3>By step</h3>{legend(keys)}{chart}<figcaption>{caption}</figcaption></figure>"
-    if recorded and tolerance is not None:
+    body = (
+        f"<p>{caption}</p>"
+        if len(rows) == 1
+        else f"<figure><h3>By step</h3>{legend(keys)}{chart}<figcaption>{caption}</figcaption></figure>"
+    )
+    if recorded and tolerance is not None and len(rows) > 1:
         body += _distances(rows, tolerance)
     body += _codebooks(facts)
     columns = ("step", "obtained", "recorded", "distance")
@@ -255,12 +299,12 @@ def _distances(rows: Sequence[tuple[int, float, float | None]], tolerance: float
 
 def _codebooks(facts: Facts) -> str:
     steps = facts.trace.steps if facts.trace is not None else []
-    if not steps:
+    if len(steps) < 2 or not steps[0]["loss_by_codebook"]:
         return ""
-    count = min(len(steps[0]["loss_by_codebook"]), CODEBOOKS_SHOWN)
+    shown = min(len(steps[0]["loss_by_codebook"]), CODEBOOKS_SHOWN)
     series = [
         Series(f"codebook {k}", f"k{k % 4}", [(float(s["step"]), s["loss_by_codebook"][k]) for s in steps])
-        for k in range(count)
+        for k in range(shown)
     ]
     ends = "; ".join(f"codebook {k} from {s.points[0][1]:.3f} to {s.points[-1][1]:.3f}" for k, s in enumerate(series))
     says = f"Loss by codebook: {ends}."
@@ -269,18 +313,66 @@ def _codebooks(facts: Facts) -> str:
     return f"<figure><h3>By codebook</h3>{keys}{chart}<figcaption>{escape(says)}</figcaption></figure>"
 
 
+def _trend(facts: Facts) -> str:
+    """The runs with this run's key that were judged in this run directory, this one among them."""
+    title = "<h2>Runs of the same key</h2>"
+    try:
+        runs = [] if facts.key is None else [p for p in read_history(facts.run.run_dir) if p.key == facts.key.digest()]
+    except EvidenceError as error:
+        return f'<section>{title}<p class="note">{escape(str(error))}</p></section>'
+    if len(runs) < 2:
+        said = "No earlier run with the same lane, model, data and settings was judged in this run directory."
+        return f'<section>{title}<p class="note">{said}</p></section>'
+    charts = _trend_chart("trend", "Last loss", "loss", [run.loss for run in runs])
+    charts += _trend_chart(
+        "trend-seconds",
+        "Seconds that the lane took",
+        "seconds",
+        [run.seconds and round(run.seconds, 1) for run in runs],
+    )
+    columns = ("ended", "commit", "verdict", "gates", "last loss", "seconds")
+    rows = [
+        [
+            escape(run.ended),
+            f"<code>{escape(run.commit[:12])}</code>",
+            escape(run.verdict),
+            escape(("✓ " if run.green else "✗ ") + run.gates),
+            "–" if run.loss is None else f"{run.loss:.9g}",
+            "–" if run.seconds is None else f"{run.seconds:.1f}",
+        ]
+        for run in reversed(runs[-_TREND:])
+    ]
+    table = _table("The newest first", columns, rows)
+    return f'<section>{title}\n<div class="charts">{charts}</div>{table}</section>'
+
+
+def _trend_chart(name: str, title: str, label: str, values: Sequence[float | None]) -> str:
+    """A line over the runs, oldest first; nothing where none has the value."""
+    points = [(float(n), value) for n, value in enumerate(values, 1) if value is not None]
+    finite = [value for _, value in points if math.isfinite(value)]
+    if not finite:
+        return ""
+    says = f"{len(points)} runs, the newest last; lowest {min(finite):.10g}, highest {max(finite):.10g}."
+    if len(finite) == len(points) and min(finite) == max(finite):
+        says = f"{len(points)} runs, the newest last; all of them have {finite[0]:.10g}."
+    chart = line_chart(name, title, says, [Series(title, "run", points, dots=True)], y_label=label, x_label="run")
+    return f"<figure><h3>{escape(title)}</h3>{chart}<figcaption>{escape(says)}</figcaption></figure>"
+
+
 def _listen(facts: Facts, missing: Sequence[str]) -> str:
     clips = read_clips(facts.run.run_dir, facts.run_id)
     lines = [_clip(clip) for clip in clips]
-    absent = [title for name, (title, _) in CLIPS.items() if name not in {clip.name for clip in clips}]
+    there = {clip.name for clip in clips}
+    absent = [CLIPS[name][0] for name in possible_clips(facts.run) if name not in there]
     notes = [f'<p class="note">{escape(line)}</p>' for line in missing]
     if absent:
-        command = f"python3 -m harness listen {facts.run.run_dir}"
+        command = f"python3 -m harness listen {shlex.quote(str(facts.run.run_dir.absolute()))}"
         notes.append(
             f'<p class="note">Not here: {escape(", ".join(absent).lower())}. '
             f"This makes them: <code>{escape(command)}</code></p>"
         )
     about = f"<p>Excerpts of about {SECONDS:.0f} seconds. The spectrograms reach from 0 to {TOP_HZ // 1000} kHz.</p>"
+    about = about if clips else ""
     return f'<section><h2>Listen and look</h2>{about}\n<div class="clips">{_join(lines)}</div>{_join(notes)}</section>'
 
 
@@ -325,6 +417,7 @@ def _provenance(facts: Facts) -> str:
         rows.append(("started, ended", escape(f"{status['started_at']}, {status['finished_at']}")))
     except EvidenceError:
         pass
+    rows.append(("RUN_DIR", "the run's directory, in which this page was written"))
     if facts.baseline is not None:
         rows.append(("baseline", f"<code>{escape(str(facts.baseline.result.source))}</code>"))
         rows.append(("recorded", escape(facts.baseline.recorded)))
@@ -340,13 +433,17 @@ def _list(rows: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in rows) + "</dl>"
 
 
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, style: str = "") -> str:
+    """A table; its cells are HTML. On a phone each row is a block, in which each cell says its column."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f'<td data-label="{c}">{cell}</td>' for c, cell in zip(columns, row, strict=True)) + "</tr>"
+        for row in rows
+    )
     # Wide tables scroll inside, and can be scrolled with the keyboard.
     return (
-        f'<div class="scroll" tabindex=0 role="region" aria-label="{escape(caption)}"><table><caption>{escape(caption)}'
-        f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex=0 role="region" aria-label="{escape(caption)}"><table class="{style}"><caption>'
+        f"{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-from harness.evidence import EvidenceError, RunEvidence, load_run
+from harness.evidence import EvidenceError, RunEvidence
 from harness.present.audio import (
     Clip,
     NoAudio,
     choose_excerpt,
     encode,
     model_directory,
+    possible_clips,
     reconstruction_clip,
     source_clip,
     write_clips,
 )
-from harness.present.gates import GatesError, read_gates
-from harness.present.html import PAGE, write_html
+from harness.present.facts import load_here
+from harness.present.gates import GateResult, GatesError, default_run_dir, judging, read_gates
+from harness.present.html import write_html
 
 SAMPLE_SECONDS = 5.0
 
@@ -32,8 +33,8 @@ def listen(arguments: list[str]) -> int:
         "python3 -m harness listen",
         description="Writes short clips of a run into its folder listen/ (the source, its reconstruction, and samples "
         "with and without the adapter from one seed), and its report.html anew.",
-        epilog="exit codes: 0 all clips were made; 1 some could not be, each with a line that says why; 64 this "
-        "command line is not understood",
+        epilog="exit codes: 0 all clips and the page were made; 1 some could not be, each with a line that says why; "
+        "64 this command line is not understood",
     )
     parser.add_argument("run_dir", nargs="?", type=Path, help="run directory; default: LANE_RUN_DIR, else artifacts")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
@@ -43,34 +44,37 @@ def listen(arguments: list[str]) -> int:
         return 64 if end.code else 0
     # audiocraft's codec uses a function of torch that is to go away; nothing to do about it here.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    run_dir = options.run_dir or Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
-    run = load_run(run_dir)
+    run_dir = options.run_dir or default_run_dir()
+    run = load_here(run_dir)
     try:
         run_id = str(run.status["run_id"])
     except EvidenceError as error:
-        print(f"no run to listen to: {error}; next: pytest -m smoke", file=sys.stderr)
+        print(f"no run to listen to: {error}; next: {judging(run_dir)}", file=sys.stderr)
         return 1
     clips, missing = make_clips(run, options.seed)
+    gates, verdict, judged = _judged(run_dir, run_id)
     try:
         write_clips(run_dir, run_id, clips)
-        gates, verdict = [], None
-        try:
-            found = read_gates(run_dir)
-            if found.run_id == run_id:
-                gates, verdict = list(found.gates), found.verdict
-            else:
-                missing.append(f"the gates are of another run, and left out; next: {_judge(run_dir)}")
-        except GatesError as error:
-            missing.append(str(error))
-        write_html(run_dir, gates, verdict, missing_audio=missing)
+        for clip in clips.values():
+            print(f"{run_dir / 'listen' / clip.name}.flac  {clip.what} ({clip.about})")
+        print(write_html(run_dir, gates, verdict, missing_audio=missing))
     except OSError as error:
         missing.append(f"{error.filename}: cannot be written: {error.strerror}")
-    for clip in clips.values():
-        print(f"{run_dir / 'listen' / clip.name}.flac  {clip.what} ({clip.about})")
-    print(run_dir / PAGE)
-    for line in missing:
+    # A page without gates is one all the same: that is said, and no failure of what was asked for.
+    for line in [*missing, *judged]:
         print(line, file=sys.stderr)
     return 1 if missing else 0
+
+
+def _judged(run_dir: Path, run_id: str) -> tuple[list[GateResult], dict[str, Any] | None, list[str]]:
+    """(The run's gates, its verdict, and where there are none a line that says how to get them)."""
+    try:
+        found = read_gates(run_dir)
+    except GatesError as error:
+        return [], None, [f"the page is without gates: {error}"]
+    if found.run_id != run_id:
+        return [], None, [f"the page is without gates: they are of another run; next: {judging(run_dir)}"]
+    return list(found.gates), found.verdict, []
 
 
 def make_clips(run: RunEvidence, seed: int) -> tuple[dict[str, Clip], list[str]]:
@@ -88,6 +92,8 @@ def make_clips(run: RunEvidence, seed: int) -> tuple[dict[str, Clip], list[str]]
             missing.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     attempt(lambda: [source_clip(choose_excerpt(run))])
+    if not possible_clips(run):
+        return clips, missing
     try:
         directory = model_directory(run)
         from harness.lane.audiocraft_import import prepare_audiocraft
@@ -151,7 +157,3 @@ def attach_streaming(lm: Any, adapters: Any) -> Any:
         return (x[:, -new.shape[1] :], *arguments[1:])
 
     return lm.transformer.register_forward_pre_hook(before)
-
-
-def _judge(run_dir: Path) -> str:
-    return f"pytest -m smoke --lane-evidence {run_dir}"

@@ -1,21 +1,25 @@
-"""What is written into a run directory when its gates have been judged: gates.json, clips, report.html."""
+"""What is written into a run directory when its gates have been judged: gates.json, clips, history, report.html."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.evidence import EvidenceError
+from harness.lane.files import NotOurs
 from harness.present.audio import cheap_clips
 from harness.present.facts import facts_of
 from harness.present.gates import GateResult, GatesFile
+from harness.present.history import add_to_history
 from harness.present.html import write_html
 
 
 def present_run(
     run_dir: Path, gates: Sequence[GateResult], verdict: Mapping[str, Any] | None
 ) -> tuple[GatesFile, list[str]]:
-    """Write all of it. Returns what gates.json holds, and lines for the terminal. Raises OSError."""
+    """Write all of it, as far as it can be written. Returns what gates.json holds, and lines for the terminal: where
+    the page lies, and what could not be written and why."""
     facts = facts_of(run_dir, verdict)
     baseline = facts.baseline
     about = None if baseline is None else {"path": str(baseline.path), "recorded": baseline.recorded}
@@ -27,7 +31,23 @@ def present_run(
         losses=facts.losses(),
         baseline=about,
     )
-    file.write(run_dir)
-    missing = cheap_clips(facts.run, facts.run_id)
-    path = write_html(run_dir, gates, verdict, facts=facts, missing_audio=missing)
-    return file, [f"page: {path}"]
+    lines: list[str] = []
+
+    def attempt(what: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except NotOurs as error:
+            lines.append(f"no {what}: {error.filename} {error.strerror}; move it away")
+        except OSError as error:
+            lines.append(f"no {what}: {run_dir}: {error.strerror or error}")
+        except EvidenceError as error:
+            lines.append(f"no {what}: {error}; move it away to begin another")
+
+    def write_page() -> None:
+        missing = cheap_clips(facts.run, facts.run_id)
+        lines.append(f"page: {write_html(run_dir, gates, verdict, facts=facts, missing_audio=missing)}")
+
+    attempt("gates.json", lambda: file.write(run_dir))
+    attempt("trend", lambda: add_to_history(run_dir, facts, file))
+    attempt("page", write_page)
+    return file, lines

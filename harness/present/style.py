@@ -12,7 +12,7 @@ STYLE = """
   --bad: #ff9aa6; --bad-bg: #431820; --unsure: #f0cd7d; --unsure-bg: #3a2e10; --k0: #bb9bf5; --k1: #f08ab8;
   --k2: #f0ae66; --k3: #74c7e3; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1rem; max-width: 82rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { margin: .1rem 0; font-size: 1.7rem; line-height: 1.2; }
 h2 { margin: 0 0 .6rem; font-size: 1.2rem; }
@@ -33,17 +33,20 @@ section, footer { margin: 1rem 0; padding: 1rem; background: var(--card); border
 .verdict.good { border-left: .4rem solid var(--good); }
 .verdict.bad { border-left: .4rem solid var(--bad); }
 .verdict.unsure { border-left: .4rem solid var(--unsure); }
-.gates { list-style: none; margin: 0; padding: 0; columns: 22rem; column-gap: 1.5rem; }
-.gates li { padding: .15rem 0 .15rem 1.5rem; text-indent: -1.5rem; break-inside: avoid; }
-.gates li > * { text-indent: 0; }
-.gates li > span:first-child { display: inline-block; width: 1.5rem; font-weight: 700; }
-.gates .passed > span:first-child { color: var(--good); }
-.gates .failed, .gates .error { color: var(--bad); font-weight: 600; }
-.gates .skipped { color: var(--unsure); }
+a { color: inherit; text-decoration-thickness: .06em; text-underline-offset: .2em; }
+.red { color: var(--bad); font-weight: 600; }
+.gate { display: flex; }
+.gate > span { flex: none; width: 1.4rem; font-weight: 700; }
+.gate b { font-weight: 600; }
+.gate.passed > span { color: var(--good); }
+.gate.failed, .gate.error { color: var(--bad); }
+.gate.skipped { color: var(--unsure); }
+.gate:target { outline: .15rem solid var(--run); outline-offset: .2rem; border-radius: .2rem; }
 .reason { margin: 0 0 .2rem; }
-div.failed, div.error, div.skipped { margin-bottom: .8rem; padding-left: .8rem; border-left: .2rem solid var(--bad); }
-.gates details { font-weight: 400; color: var(--ink); }
-.charts, .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+section > .failed, section > .error, section > .skipped { margin-bottom: 1rem; padding-left: .8rem;
+  border-left: .2rem solid var(--bad); }
+section > .skipped { border-color: var(--unsure); }
+.charts, .clips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 figure, article { margin: 0; min-width: 0; }
 figure { max-width: 40rem; }
 svg { display: block; width: 100%; height: auto; }
@@ -67,12 +70,26 @@ dl { margin: .4rem 0 0; }
 dl div { display: grid; grid-template-columns: minmax(6rem, 11rem) minmax(0, 1fr); gap: .2rem 1rem;
   padding: .2rem 0; border-top: 1px solid var(--rule); }
 dd { margin: 0; min-width: 0; }
-@media (max-width: 30rem) { dl div { grid-template-columns: minmax(0, 1fr); gap: 0; } body { padding: .6rem; }
-  section, footer { padding: .8rem; } }
+footer dl { columns: 30rem; column-gap: 2rem; }
+footer dl div { break-inside: avoid; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: left; color: var(--soft); padding-bottom: .2rem; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+table.gates { width: 100%; table-layout: fixed; }
+.gates th, .gates td { white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
+.gates th:nth-child(1) { width: 28%; } .gates th:nth-child(2) { width: 37%; }
+.gates th:nth-child(4), .gates td:nth-child(4) { width: 4.5rem; padding-right: 0; text-align: right; }
 summary { cursor: pointer; color: var(--soft); }
 details[open] > summary { margin-bottom: .3rem; }
+@media (max-width: 40rem) { body { padding: .6rem; } section, footer { padding: .8rem; }
+  dl div { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  table, caption, tbody, tr, td { display: block; width: auto; }
+  thead { display: none; }
+  tr { padding: .4rem 0; border-bottom: 1px solid var(--rule); }
+  td, .gates td:nth-child(4) { display: grid; grid-template-columns: 5.2rem minmax(0, 1fr); width: auto; padding: 0;
+    border: 0; white-space: normal; overflow-wrap: anywhere; text-align: left; }
+  td::before { content: attr(data-label); color: var(--soft); }
+  td:empty, .gates td:first-child::before { display: none; }
+  .gates td:first-child { display: block; } }
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from harness.present.gates import (
     all_passed,
     by_reason,
     counts,
+    default_run_dir,
+    judging,
     read_gates,
 )
 from harness.present.recording import get, recording_table
@@ -52,7 +53,7 @@ def summary(arguments: list[str]) -> int:
         options = parser.parse_args(arguments)
     except SystemExit as end:
         return 64 if end.code else 0
-    run_dir = options.run_dir or Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
+    run_dir = options.run_dir or default_run_dir()
     decision = None if options.base is None else decide(options.base)
     text, found = render(run_dir, decision)
     # Also where the terminal's encoding knows no check mark.
@@ -70,11 +71,12 @@ def render(run_dir: Path, decision: Decision | None = None, root: Path = ROOT) -
     try:
         gates = read_gates(run_dir)
         if report and report.get("run_id", gates.run_id) != gates.run_id:
-            raise GatesError(f"{run_dir}: gates.json is of run {gates.run_id}, the report of {report['run_id']}")
+            which = f"gates.json is of run {gates.run_id}, the report of {report['run_id']}"
+            raise GatesError(f"{run_dir}: {which}; next: {judging(run_dir)}")
         lines += _run(gates, report)
     except GatesError as error:
         found = bool(report)
-        lines += ["## The gates did not run to their end", "", code(str(error)), ""]
+        lines += ["## No gates of this run", "", code(str(error)), ""]
         lines += _failure(report)
     if decision is not None:
         lines += _baselines(decision, root)
@@ -196,7 +198,7 @@ def _distance(obtained: float, expected: float) -> str:
 def _failure(report: Mapping[str, str]) -> list[str]:
     """How a run or a set-up failed, in the words of its report."""
     if not report:
-        return ["No report was written either; next: `python3 -m harness run`", ""]
+        return ["No report was written either.", ""]
     keys = ("objective_status", "first_failed_step", "root_cause", "next_unblock_action")
     return [*(f"- {key.replace('_', ' ')}: {code(report.get(key, 'unknown'))}" for key in keys), ""]
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+_ROOTS = (Path(__file__).resolve().parents[2],)  # of the checkout, or of the installation
+_ABSOLUTE = re.compile(r"(?<![\w./<])/(?:[^\s/'\"`:,;()<>\[\]{}]+/)+([^\s/'\"`:,;()<>\[\]{}]*)")
 
 
 def show(text: str, longest: int = 300) -> str:
@@ -33,3 +38,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def count(number: int, what: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def without_local_paths(run_dir: Path) -> Callable[[str], str]:
+    """A function that takes from a text where this machine keeps its files: a page is read on another. Paths in the
+    run directory begin with RUN_DIR, those in the project are relative to it, of others the name is left."""
+    here = [Path.cwd(), *_ROOTS]
+    known = [(path, "") for root in here for path in {root.absolute(), root.resolve()}]
+    if not any(run_dir.absolute().is_relative_to(root) for root, _ in known):
+        known += [(path, "RUN_DIR") for path in {run_dir.absolute(), run_dir.resolve()}]
+    known.sort(key=lambda pair: -len(str(pair[0])))
+    rules = [
+        (re.compile(rf"(?<![\w./-]){re.escape(str(path))}" + (r"(?![\w-]|\.\w)" if name else "/+")), name)
+        for path, name in known
+        if len(path.parts) > 1
+    ]
+
+    def clean(text: str) -> str:
+        for rule, name in rules:
+            text = rule.sub(name, text)
+        return _ABSOLUTE.sub(lambda found: f"…/{found[1]}" if found[1] else "…", text)
+
+    return clean

@@ -22,7 +22,9 @@ from run_directory import RUN_ID, edit_json, write_report, write_run
 
 from harness.evidence import load_run
 from harness.present.audio import CLIPS, Clip, encode, write_clips
-from harness.present.gates import GateResult
+from harness.present.facts import facts_of
+from harness.present.gates import GateResult, GatesFile
+from harness.present.history import add_to_history
 from harness.present.html import write_html
 from harness.present.style import POLICY
 
@@ -47,9 +49,13 @@ addEventListener("load", async () => {
   const width = document.documentElement.clientWidth;
   const wide = [...document.querySelectorAll("body *")].filter(e => !inside(e) && e.getClientRects().length
       && e.getBoundingClientRect().right > width + 0.5).map(e => e.outerHTML.slice(0, 99));
+  const expected = [...document.querySelectorAll("td[data-label=expected]")].filter(e => e.getClientRects().length);
+  const seen = e => { const r = e.getBoundingClientRect(); return r.left >= 0 && r.right <= width && r.width > 20; };
+  const target = document.querySelector(document.querySelector("a[href^='#gate-']").getAttribute("href"));
   const smallest = Math.min(...[...document.querySelectorAll("svg[role=img] text")].map(e =>
       e.getBoundingClientRect().height));
-  const found = {width, scroll: document.documentElement.scrollWidth, wide,
+  const found = {expected: expected.map(seen), main: document.querySelector("main").clientWidth,
+    target: target.textContent, width, scroll: document.documentElement.scrollWidth, wide,
     smallest, audio: audio.map(a => [a.duration, a.error && a.error.message]),
     images: [...document.images].map(i => [i.naturalWidth, i.alt.length]),
     background: getComputedStyle(document.body).backgroundColor};
@@ -81,7 +87,13 @@ VERDICT = {
     "next": "python3 -m harness explain artifacts baselines/experimental/musicgen_nano-universal-03d83622e6db.json",
 }
 GATES = [
-    GateResult(f"tests/smoke/test_gates.py::test_gate_{n}_is_as_long_as_some_names_of_tests_are", "passed")
+    GateResult(
+        f"tests/smoke/test_gates.py::test_gate_{n}_is_as_long_as_some_names_of_tests_are",
+        "passed",
+        seconds=n / 7,
+        wants="What a gate wants is a sentence of about this length, or of a little more than that.",
+        measured=f"{n} of 24 tensors, digest 0123456789ab",
+    )
     for n in range(24)
 ]
 BAD = GateResult(
@@ -103,6 +115,11 @@ def page(tmp_path: Path) -> Path:
     report = load_run(run_dir).report | {"model_id": "musicgen_nano", "model_digest": digest, "tokens_digest": digest}
     write_report(run_dir / "train_report.txt", report)
     edit_json(run_dir / "environment.json", lambda v: v.update(packages={"torch": "2.13.0+cpu", "numpy": "2.4.6"}))
+    facts = facts_of(run_dir, VERDICT)
+    add_to_history(run_dir, facts, GatesFile(RUN_ID, GATES, VERDICT, facts.metrics(VERDICT), facts.losses()))
+    row = json.loads((run_dir / "history.json").read_text())["runs"][0]
+    earlier = [{**row, "run_id": f"{n:032x}", "seconds": 9 + n / 7} for n in range(12)]
+    edit_json(run_dir / "history.json", lambda v: v.update(runs=[*earlier, row]))
     return write_html(run_dir, [BAD, *GATES], VERDICT)
 
 
@@ -151,15 +168,15 @@ def test_without_scripts_all_of_it_is_there(page: Path, chromium: Callable[..., 
     dom = chromium(page, PHONE, "--dump-dom")
     headings = re.findall(r"<h([123])>(.*?)</h\1>", dom)
     assert [text for level, text in headings if level != "3"] == [
-        "musicgen_nano", "Verdict", "Gates", "Loss", "Listen and look", "Provenance",
+        "musicgen_nano", "Verdict", "Gates", "Loss", "Runs of the same key", "Listen and look", "Provenance",
     ]  # fmt: skip
     assert [text for level, text in headings if level == "3"] == [
-        "By step", "By codebook", *(title for title, _ in CLIPS.values()),
+        "By step", "By codebook", "Last loss", "Seconds that the lane took", *(title for title, _ in CLIPS.values()),
     ]  # fmt: skip
     for gate in (BAD, *GATES):
         assert gate.name in dom
     assert dom.count("<audio ") == dom.count("<img ") == len(CLIPS)
-    assert dom.count('role="img"') == 2
+    assert dom.count('role="img"') == 4
 
 
 @pytest.mark.parametrize("size", [(320, 568), PHONE, (768, 1024), DESKTOP], ids=lambda size: f"{size[0]} wide")
@@ -168,6 +185,9 @@ def test_nothing_is_wider_than_the_screen(page: Path, chromium: Callable[..., st
     assert found["width"] == size[0]
     assert found["wide"] == [] and found["scroll"] <= found["width"]
     assert found["smallest"] >= 10, "the charts' text is too small to read"
+    assert found["expected"] == [True] * len(VERDICT["out_of_bounds"]), "what was expected is seen without scrolling"
+    assert found["main"] >= min(size[0], 1280) - 40, "the room is used"
+    assert BAD.name in found["target"], "the verdict leads to its gate"
 
 
 def test_sound_and_pictures_load(page: Path, chromium: Callable[..., str]) -> None:
@@ -189,5 +209,5 @@ def test_a_picture_of_it(page: Path, chromium: Callable[..., str], size: tuple[i
     folder.mkdir(parents=True, exist_ok=True)
     for scheme, flags in (("light", ()), ("dark", ("--blink-settings=preferredColorScheme=0",))):
         picture = folder / f"report-{size[0]}-{scheme}.png"
-        chromium(page, (size[0], 4200 if size == PHONE else 2700), *flags, f"--screenshot={picture}")
+        chromium(page, (size[0], 7000 if size == PHONE else 4200), *flags, f"--screenshot={picture}")
         assert picture.stat().st_size > 100_000

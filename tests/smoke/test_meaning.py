@@ -12,13 +12,15 @@ import pytest
 from truth import Truth
 
 from harness.evidence import RunEvidence
+from harness.gates.lane import Measured
 
 pytestmark = pytest.mark.smoke
 
 LIMITS = {"universal": 1e-9, "portable": 1e-4, "native": 1e-4}  # relative; the model's own loss in float64 is the truth
 
 
-def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth) -> None:
+def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
+    """The first batch's tokens are those that audiocraft's codec gives for the audio on the disk."""
     found = lane_run.tokens[lane_run.trace.steps[0]["chunks"]]
     expected = truth.codes.numpy()
     assert found.shape == expected.shape
@@ -28,10 +30,12 @@ def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Tr
     allowed = 0.0 if own_rate else 0.05
     if sum(parameter.numel() for parameter in truth.model.compression_model.parameters()) >= 5_000_000:
         allowed = max(allowed, 0.01)  # the lane encodes with a codec of that size in float32, which flips near-ties
+    measured(f"{differing:.2%} of {found.size:,} tokens differ, {allowed:.0%} allowed")
     assert differing <= allowed, f"{differing:.2%} of the first batch's tokens are not the codec's tokens of the audio"
 
 
-def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth: Truth) -> None:
+def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
+    """The lane's first loss is the one that audiocraft's model has on the audio, by codebook and as a mean."""
     import torch
 
     mode = lane_run.trace.header["mode"]
@@ -39,6 +43,7 @@ def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth:
     expected = truth.losses(codes).numpy()
     found = np.array(lane_run.trace.steps[0]["loss_by_codebook"])
     worst = float(np.max(np.abs(found - expected) / expected))
+    measured(f"at most {worst:.1e} apart, relatively; {LIMITS[mode]:.0e} allowed")
     assert worst <= LIMITS[mode], f"by codebook the lane's first loss is {found}, the model's own is {expected}"
     total = lane_run.trace.steps[0]["loss"]
     assert abs(total - expected.mean()) <= LIMITS[mode] * total, (
@@ -46,7 +51,10 @@ def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth:
     )
 
 
-def test_checkpoint_gives_the_loss_that_training_ended_with(lane_run: RunEvidence, truth: Truth) -> None:
+def test_checkpoint_gives_the_loss_that_training_ended_with(
+    lane_run: RunEvidence, truth: Truth, measured: Measured
+) -> None:
+    """The checkpoint, put into audiocraft's model, gives the loss that the lane says training ended with."""
     import torch
 
     from harness.lane.adapter import attach
@@ -62,30 +70,35 @@ def test_checkpoint_gives_the_loss_that_training_ended_with(lane_run: RunEvidenc
     said = lane_run.trace.end["eval_loss"]
     # The checkpoint is rounded to float32, which moves the loss by about 1e-8 of itself.
     limit = max(LIMITS[mode], 1e-6)
+    measured(f"{found:.9g}, the lane says {said:.9g}; {limit:.0e} apart, relatively, is allowed")
     assert abs(found - said) <= limit * said, (
         f"with the checkpoint the first batch's loss is {found!r}; the lane says {said!r}"
     )
 
 
-def test_every_adapter_tensor_moved(lane_run: RunEvidence, truth: Truth) -> None:
+def test_every_adapter_tensor_moved(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
+    """The training moved every tensor of the adapter away from where it starts."""
     start = {name: value.detach().float().numpy() for name, value in truth.fresh_adapters().state_dict().items()}
     trained = lane_run.checkpoint.tensors
     assert set(trained) == set(start), f"other tensors than the adapter's: {sorted(set(trained) ^ set(start))}"
     still = [name for name, value in start.items() if np.array_equal(trained[name], value)]
+    measured(f"{len(start) - len(still)} of {len(start)} tensors moved")
     assert not still, f"not moved by the training: {', '.join(still)}"
 
 
-def test_fresh_adapters_are_the_identity(lane_run: RunEvidence, truth: Truth) -> None:
+def test_fresh_adapters_are_the_identity(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
+    """Adapters as the lane makes them, before any training, change no bit of what passes through."""
     import torch
 
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 50, truth.model.lm.dim)))
     y = x
     for adapter in truth.fresh_adapters():
         y = adapter(y)
+    measured(f"{int((x != y).sum())} of {x.numel():,} values changed")
     assert torch.equal(x, y), "fresh adapters change their input"
 
 
-def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth) -> None:
+def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
     """A change in the future changes no logit of the past, with adapters far from the identity."""
     import torch
 
@@ -111,12 +124,13 @@ def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth) -> None:
     steps = torch.arange(time) + torch.arange(codes.shape[1])[:, None]
     leak = float(moved[steps <= frame].max())
     effect = float(moved[steps > frame + codes.shape[1]].max())
+    measured(f"{leak:.1e} before the change, {effect:.3g} after it")
     assert effect > 1e-3, "the probe changed nothing: it would prove nothing"
     # An FFT's rounding carries 1e-16 of the signal everywhere; a filter that wraps around carries the signal itself.
     assert leak <= 1e-9 * effect, f"a change of tokens from frame {frame} on moves logits before it by up to {leak:.3g}"
 
 
-def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth) -> None:
+def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
     """The digest that the lane took of its frozen model is that of the model as audiocraft loads it."""
     import hashlib
 
@@ -127,13 +141,15 @@ def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth) -> N
     for name, tensor in truth.model.lm.state_dict().items():
         digest.update(name.encode() + b"\0" + tensor.to(dtype).contiguous().numpy().tobytes())
     expected, found = digest.hexdigest(), lane_run.trace.end["base_digest"]
+    measured(f"digest {found[:12]}")
     assert found == expected, (
         f"the lane's frozen model has digest {found}: it is not the model that audiocraft loads, {expected}"
     )
 
 
-def test_sanitizer_counts_what_it_hides(lane_run: RunEvidence) -> None:
-    """A healthy run has nothing to replace, so its files do not show whether the count works."""
+def test_sanitizer_counts_what_it_hides(lane_run: RunEvidence, measured: Measured) -> None:
+    """The sanitizer counts each logit that it replaces, and none at a position that audiocraft marks as invalid."""
+    # A healthy run has nothing to replace, so its files do not show whether the count works.
     import torch
 
     from harness.lane.objective import sanitize
@@ -146,4 +162,5 @@ def test_sanitizer_counts_what_it_hides(lane_run: RunEvidence) -> None:
     logits[0, 0, 1, 2], logits[0, 1, 0, 3] = float("nan"), float("inf")
     clean, replaced = sanitize(logits, mask)
     assert bool(torch.isfinite(clean).all()), "the sanitizer lets values through that are not finite"
+    measured(f"{int(replaced)} counted, of 2")
     assert int(replaced) == 2, f"of 2 logits that are not finite, the sanitizer counted {int(replaced)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.evidence import RunEvidence
+from harness.gates.lane import Measured
 from harness.numerics.digest import file_sha256
 
 pytestmark = pytest.mark.smoke
@@ -18,13 +19,15 @@ MORE_SUFFIXES = (".opus", ".oga", ".aif", ".aiff", ".w64", ".caf", ".au", ".mp2"
 CHECKPOINT_META = set("lane promotable model_id adapter blocks taps seed steps".split())
 
 
-def test_every_recording_is_in_the_data_set(lane_run: RunEvidence) -> None:
-    """The manifest is held against the folder that was to be used: what is left out is not in the manifest's digest."""
+def test_every_recording_is_in_the_data_set(lane_run: RunEvidence, measured: Measured) -> None:
+    """Every recording in the folder that was to be used is in the manifest."""
+    # What is left out is not in the manifest's digest, so that no other gate sees it.
     manifest = lane_run.manifest
     skipped, left_out = (" ".join(manifest.get(key, ())) for key in ("skipped", "left_out"))
     allowed = os.environ.get("LANE_SKIP_BAD_FILES", "").strip().lower() in ("1", "true", "yes", "on")
     assert allowed or not skipped, f"left out, and LANE_SKIP_BAD_FILES is not set: {skipped}"
     staged = {entry["sha256"] for entry in manifest["entries"]}
+    measured(f"recordings: {len(staged)}")
     for path in recordings(lane_run):
         named = path.name in (skipped if allowed else "") or (
             path.suffix.lower() in MORE_SUFFIXES and path.name in left_out
@@ -51,9 +54,10 @@ def recordings(lane_run: RunEvidence) -> list[Path]:
     return [path for path in found if path.is_file() and not any(path.is_relative_to(folder) for folder in own)]
 
 
-def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence) -> None:
+def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: Measured) -> None:
     """Equal runs give equal bytes: beside the tensors there is only what the settings determine."""
     meta, header = lane_run.checkpoint.meta, lane_run.trace.header
+    measured(f"{len(meta)} values beside the tensors")
     assert set(meta) == CHECKPOINT_META, (
         f"other keys than the checkpoint's: {', '.join(sorted(set(meta) ^ CHECKPOINT_META))}"
     )

@@ -18,17 +18,31 @@ import pytest
 import soundfile
 from run_directory import RUN_ID, edit_json, edit_trace, write_report, write_run
 
-from harness.evidence import load_run
+from harness.evidence import EvidenceError, load_run
 from harness.lane.files import CLIP
-from harness.present.audio import CLIPS, Clip, NoAudio, choose_excerpt, encode, read_clips, source_clip, write_clips
+from harness.present.audio import (
+    CLIPS,
+    Clip,
+    NoAudio,
+    choose_excerpt,
+    encode,
+    possible_clips,
+    read_clips,
+    source_clip,
+    write_clips,
+)
 from harness.present.chart import Series, line_chart
 from harness.present.facts import facts_of
 from harness.present.gates import GateResult
+from harness.present.history import LIMIT, read_history
 from harness.present.html import page, write_html
 from harness.present.page import present_run
 from harness.present.picture import HEIGHT, WIDTH, png, spectrogram_png
+from harness.present.text import without_local_paths
 
-GOOD = GateResult("tests/smoke/test_gates.py::test_loss_falls", "passed")
+GOOD = GateResult(
+    "tests/smoke/test_gates.py::test_loss_falls", "passed", seconds=1.234, wants="it falls", measured="by 0.08"
+)
 BAD = GateResult("tests/smoke/test_gates.py::test_loss_is_finite", "failed", "the loss is nan", "the whole story")
 MATCH = {"verdict": "match", "passed": True, "headline": "the result is the recorded one", "baseline": None}
 VOID = "meta img line circle polygon link br input base".split()
@@ -83,6 +97,10 @@ def test_the_page_has_everything_and_needs_nothing(run_dir: Path) -> None:
     found = Page(path.read_text(encoding="utf-8"))
     for text in ("Verdict", "2 gates: 1 passed, 1 failed", "loss falls", "the loss is nan", "the whole story", RUN_ID):
         assert text in found.text
+    for text in ("it falls", "by 0.08", "1.23"):
+        assert text in found.text
+    (red,) = [a["href"] for a in found.all("a") if str(a["href"]).startswith("#gate-")]
+    assert "loss is finite" in path.read_text().partition(f'<div id="{str(red)[1:]}"')[2].partition("</div>")[0]
     assert len(found.all("h1")) == 1
     assert len(found.all("audio")) == len(found.all("img")) == len(CLIPS)
     assert all(image["alt"] for image in found.all("img")) and all(a["aria-label"] for a in found.all("audio"))
@@ -94,8 +112,9 @@ def test_the_page_has_everything_and_needs_nothing(run_dir: Path) -> None:
     assert not found.all("script") and not found.all("link") and not found.all("iframe")
     for _, attributes in found.elements:
         assert not any(name.startswith("on") for name in attributes)
-        for name in ("src", "href", "action"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+        assert (attributes.get("src") or "data:").startswith("data:") and "action" not in attributes
+        # A link leads to a place on the page.
+        assert "href" not in attributes or (attributes["href"] or "").removeprefix("#") in ids
     assert "http:" not in path.read_text() and "https:" not in path.read_text() and "url(" not in path.read_text()
     (policy,) = [m["content"] for m in found.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policy and policy.startswith("default-src 'none'") and "script" not in policy
@@ -153,7 +172,7 @@ def test_a_run_that_failed_has_a_page_too(run_dir: Path) -> None:
     edit_json(run_dir / "train_status.json", lambda v: v.update(status="failed", root_cause="loss_not_finite: at 2"))
     edit_trace(run_dir / "trace.jsonl", lambda lines: lines.__delitem__(slice(4, None)))
     text = Page(write_html(run_dir, [BAD], None).read_text()).text
-    assert "the lane failed" in text and "loss_not_finite: at 2" in text and "Loss in 1 steps" in text
+    assert "the lane failed" in text and "loss_not_finite: at 2" in text and "Loss in 1 step," in text
 
 
 @pytest.mark.parametrize("missing", ["trace.jsonl", "train_status.json", "train_report.txt", "environment.json", "*"])
@@ -290,3 +309,148 @@ def test_presenting_a_run_writes_gates_clips_and_page(run_dir: Path) -> None:
     assert file.metrics["verdict"] == "match" and file.metrics["run_id"] == RUN_ID
     assert [step for step, _, _ in file.losses] == [1, 2, 3]
     assert len(Page((run_dir / "report.html").read_text()).all("audio")) == 1
+
+
+def judged(run_dir: Path, run_id: str = RUN_ID, verdict: Any = MATCH, **changes: str) -> Any:
+    """Present a run under an id of its own, and what is known of it then."""
+    edit_json(run_dir / "train_status.json", lambda v: v.update(run_id=run_id, **changes))
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[0].update(run_id=run_id))
+    (run_dir / "train_report.txt").unlink(missing_ok=True)
+    present_run(run_dir, [GOOD], verdict)
+    return read_history(run_dir)
+
+
+def test_the_last_runs_of_a_key_are_a_trend(run_dir: Path) -> None:
+    times = {"started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:41Z"}
+    judged(run_dir, "a" * 32, **times)
+    assert "No earlier run" in (run_dir / "report.html").read_text()
+    judged(run_dir, "a" * 32, {**MATCH, "verdict": "regression"})  # judged once more: it is one run all the same
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[0].update(settings_digest="other settings"))
+    judged(run_dir, "b" * 32)
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[0].update(settings_digest="settings"))
+    runs = judged(run_dir, "c" * 32)
+    assert [run.run_id[0] for run in runs] == ["a", "b", "c"]
+    assert runs[0].verdict == "regression" and runs[0].seconds == 41.0
+    assert len({run.key for run in runs}) == 3 and runs[0].loss == facts_of(run_dir, None).losses()[-1][1]
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines[0].update(settings_digest="other settings"))
+    judged(run_dir, "d" * 32)
+    found = Page((run_dir / "report.html").read_text())
+    titles = [text for text in ("Last loss", "Seconds that the lane took") if text in found.text]
+    assert titles == ["Last loss", "Seconds that the lane took"] and found.text.count("✓ 1 gate: 1 passed") == 2
+
+
+def test_the_history_is_bounded_and_read_strictly(run_dir: Path) -> None:
+    judged(run_dir)
+    path = run_dir / "history.json"
+    row = json.loads(path.read_text())["runs"][0]
+    edit_json(path, lambda v: v.update(runs=[{**row, "run_id": str(n)} for n in range(3 * LIMIT)]))
+    assert len(judged(run_dir)) == LIMIT == len(json.loads(path.read_text())["runs"])
+    for edit in (
+        lambda v: v.update(schema="history/2"),
+        lambda v: v["runs"][0].update(loss=4.1),
+        lambda v: v["runs"][0].update(gates="x" * 1000),
+        lambda v: v["runs"][0].pop("key"),
+        lambda v: v.update(runs={}),
+    ):
+        judged(run_dir)
+        edit_json(path, edit)
+        damaged = path.read_bytes()
+        with pytest.raises(EvidenceError, match=r"history\.json"):
+            read_history(run_dir)
+        file, lines = present_run(run_dir, [GOOD], MATCH)
+        assert file.run_id == RUN_ID and any(line.startswith("no trend: ") for line in lines)
+        assert "history.json" in Page((run_dir / "report.html").read_text()).text
+        assert path.read_bytes() == damaged
+        path.unlink()
+
+
+def test_a_history_that_is_none(run_dir: Path) -> None:
+    path = run_dir / "history.json"
+    for data in (b"", b"[" * 100_000, b"\xff", b"a user's notes"):
+        path.write_bytes(data)
+        _, lines = present_run(run_dir, [GOOD], MATCH)
+        assert lines[-1].startswith("page: ") and path.read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["gates.json", "report.html", "listen/listen.json", "listen/source.flac"])
+def test_what_is_not_ours_is_left_as_it_is(run_dir: Path, tmp_path: Path, name: str) -> None:
+    audible(run_dir)
+    (run_dir / "listen").mkdir()
+    (run_dir / name).write_text("a user's own")
+    _, lines = present_run(run_dir, [GOOD], MATCH)
+    assert (run_dir / name).read_text() == "a user's own"
+    written = {"gates.json", "report.html"} - {name}
+    assert all((run_dir / other).stat().st_size > 100 for other in written)
+    told = Page((run_dir / "report.html").read_text()).text if name.startswith("listen/") else "".join(lines)
+    assert f"{name} is" in told or f"{name}: is" in told
+    (run_dir / name).unlink()
+    outside = tmp_path / "outside"
+    outside.write_text("a user's own")
+    (run_dir / name).symlink_to(outside)
+    present_run(run_dir, [GOOD], MATCH)
+    assert outside.read_text() == "a user's own"
+
+
+def test_a_directory_that_cannot_be_written_is_said_to_be(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("harness.lane.files.reserve", refuse)
+    file, lines = present_run(run_dir, [GOOD], MATCH)
+    assert file.metrics["run_id"] == RUN_ID and len(lines) == 3
+    assert all(f"{run_dir}: Read-only file system" in line for line in lines)
+
+
+def test_no_path_of_this_machine_is_on_the_page(run_dir: Path) -> None:
+    away = "/home/someone/My Recordings/take.flac"
+    said = f"{run_dir}/lane.log and {Path.cwd()}/baselines/a.json and {away}"
+    edit_json(run_dir / "train_status.json", lambda v: v.update(status="failed", root_cause=said))
+    edit_json(run_dir / "train_status.json", lambda v: v["settings"].update(chunk_seconds=2.56))
+    report = load_run(run_dir).report
+    write_report(run_dir / "train_report.txt", report | {"model_id": away, "objective_status": "failed"})
+    edit_json(run_dir / "environment.json", lambda v: v.update(platform=said, packages={"torch": said}))
+    gate = dataclasses.replace(BAD, reason=said, details=f"{said}\nFile '/usr/lib/python3.11/json.py'", measured=said)
+    texts = dict.fromkeys(("headline", "baseline", "cause", "next"), said)
+    verdict = {**texts, "verdict": "regression", "moved": [said], "notes": [said], "out_of_bounds": [{"what": said}]}
+    found = Page(write_html(run_dir, [gate], verdict, missing_audio=[said]).read_text())
+    for local in (str(run_dir), str(run_dir.parent), str(Path.cwd()), "/home", "/usr"):
+        assert local not in found.text
+    assert "RUN_DIR/lane.log and baselines/a.json" in found.text
+    assert "harness listen RUN_DIR" in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at /a/b c", "at …/b c"),
+        ("log:/a/b/c.log", "log:…/c.log"),
+        ("'/a/b/'", "'…'"),
+        ("https://example.org/a/b, 1/2 and/or x/y/z", "https://example.org/a/b, 1/2 and/or x/y/z"),
+        ("/one", "/one"),
+        ("RUN.old/x", "…/my run.old/x"),
+        ("RUN", "RUN_DIR"),
+        ("RUN.", "RUN_DIR."),
+        ("'RUN/a b'", "'RUN_DIR/a b'"),
+    ],
+)
+def test_paths_are_shortened_and_nothing_else(tmp_path: Path, text: str, shown: str) -> None:
+    run_dir = tmp_path / "my run"
+    clean = without_local_paths(run_dir)
+    assert clean(text.replace("RUN", str(run_dir))) == shown
+
+
+def test_a_page_offers_no_clips_that_cannot_be_made(run_dir: Path) -> None:
+    edit_json(run_dir / "train_status.json", lambda v: v["settings"].update(chunk_seconds=2.56))
+    assert possible_clips(load_run(run_dir)) == ["source", "reconstruction"]  # it left no checkpoint
+    text = Page(write_html(run_dir, [GOOD], MATCH).read_text()).text
+    assert "Not here: source, reconstruction." in text
+    edit_trace(run_dir / "trace.jsonl", lambda lines: lines.__delitem__(slice(1, None)))
+    assert possible_clips(load_run(run_dir)) == []
+    assert "harness listen" not in write_html(run_dir, [GOOD], MATCH).read_text()
+
+
+def test_values_that_lie_close_have_labels_that_differ() -> None:
+    for step in (1e-3, 1e-8, 1e-13):
+        text = line_chart("a", "t", "d", [Series("s", "run", [(1, 4.1), (2, 4.1 + step), (3, 4.1 + 3 * step)])])
+        labels = [t.text for t in ElementTree.fromstring(text).iter("text") if t.get("class") == "tick end"]
+        assert len(labels) == len(set(labels)) > 2

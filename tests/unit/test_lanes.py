@@ -177,6 +177,19 @@ def test_a_command_that_is_none_and_a_folder_that_is_somebodys(tmp_path: Path) -
         ExternalProcess(missing, tmp_path / "run")
 
 
+def test_the_history_outlives_a_run(tmp_path: Path) -> None:
+    run(tmp_path, "open('s.json', 'w').write('{}')", status="s.json")
+    folder = tmp_path / "artifacts" / "mine"
+    history = {"schema": "history/1", "lane": "experimental", "promotable": False, "runs": []}
+    write_json(folder / "history.json", history)
+    (folder / "listen").mkdir()
+    write_json(folder / "gates.json", {"schema": "gates/1", "lane": "experimental"})
+    atomic_write(folder / "report.html", f"<!DOCTYPE html>\n{PAGE_MARK}".encode())
+    run(tmp_path, "open('s.json', 'w').write('{}')", status="s.json")
+    assert json.loads((folder / "history.json").read_text()) == history
+    assert not any((folder / name).exists() for name in ("report.html", "gates.json", "listen"))
+
+
 def test_a_manifest_is_held_against_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"one")
     entries = [{"path": "a.wav", "sha256": "0" * 64, "bytes": 4}, {"target": "gone.wav"}, {"name": "b"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
@@ -15,13 +16,16 @@ from xml.etree import ElementTree
 
 import pytest
 from bare_machine import BARE_PYTHON, clean_environ
-from run_directory import RUN_ID, edit_json, write_run
+from run_directory import RUN_ID, edit_json, edit_trace, write_run
+from smoke_session import smoke
+from toy_lane import Toy
 
 from harness.bootstrap.doctor import TESTED_PYTHONS
 from harness.present import collect
 from harness.present.changed import ROOT, ChangedFile, Decision, Place
-from harness.present.collect import annotation_lines, place_of_change
-from harness.present.gates import GateResult, GatesError, GatesFile, read_gates
+from harness.present.collect import GateCollector, annotation_lines, place_of_change
+from harness.present.gates import GateResult, GatesError, GatesFile, judging, read_gates
+from harness.present.listen import listen
 from harness.present.recording import recording_table
 from harness.present.summary import LIMIT, render, shorten
 
@@ -78,14 +82,18 @@ def test_a_damaged_gates_json_is_one_clear_line(tmp_path: Path, edit: object) ->
     edit_json(tmp_path / "gates.json", edit)  # type: ignore[arg-type]
     with pytest.raises(GatesError, match=r"gates\.json") as error:
         read_gates(tmp_path)
-    assert "\n" not in str(error.value) and "next: pytest -m smoke" in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).endswith(f" {judging(tmp_path)}")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"schema": NaN}'])
 def test_a_gates_json_that_is_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "gates.json").write_bytes(data)
     text, found = render(tmp_path)
-    assert not found and "did not run to their end" in text
+    assert not found and "No gates of this run" in text
+    # No session writes over it, so that it must go first.
+    away = r"mv \S+gates\.json \S+gates\.json\.away && " if data else ""
+    with pytest.raises(GatesError, match=rf"next: {away}python3 -m harness run "):
+        read_gates(tmp_path)
 
 
 def test_the_summary_says_verdict_gates_losses_and_what_moved(tmp_path: Path) -> None:
@@ -150,6 +158,7 @@ def test_gates_of_another_run_are_not_shown_as_this_ones(tmp_path: Path) -> None
     dataclasses.replace(FILE, run_id="another").write(tmp_path / "run")
     text, _ = render(tmp_path / "run")
     assert "gates.json is of run another" in text and "regression" not in text
+    assert f"harness run --lane-evidence={tmp_path / 'run'}" in text
 
 
 def test_gates_with_one_reason_stand_together(tmp_path: Path) -> None:
@@ -237,6 +246,9 @@ SESSION = """
         config.addinivalue_line("markers", "smoke: gates")
         collect.register(config, lambda: Path({run_dir!r}))
 
+    def pytest_collection_modifyitems(items):
+        collect.tell_wants(items)
+
     @pytest.fixture(scope="session", autouse=True)
     def verdict(request):
         yield
@@ -246,7 +258,12 @@ GATES = """
     import pytest
     pytestmark = getattr(pytest.mark, "smoke")
 
-    def test_good(): pass
+    def test_good(record_property):
+        '''It wants
+        this.
+
+        And more that is not told.'''
+        record_property("measured", 4.5)
     def test_bad(): assert 1 == 2, "one is not\\ntwo"
     def test_plain(): pytest.fail("a plain reason", pytrace=False)
     def test_left_out(): pytest.skip("not here")
@@ -292,7 +309,8 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
         "broken": ("error", "RuntimeError: no fixture"),
         "messy": ("error", "RuntimeError: at the end"),
     }
-    assert "::error file=test_gates.py,line=7,title=gate%3A plain::a plain reason" in done.stdout.splitlines()
+    assert [(gate.wants, gate.measured) for gate in found.gates if gate.wants] == [("It wants this.", "4.5")]
+    assert "::error file=test_gates.py,line=12,title=gate%3A plain::a plain reason" in done.stdout.splitlines()
     assert f"page: {run_dir / 'report.html'}" in done.stdout.splitlines()
     assert "a plain reason" in (run_dir / "report.html").read_text()
     suite = ElementTree.parse(tests / "junit.xml").getroot().find("testsuite")
@@ -403,3 +421,84 @@ def test_what_is_required_is_that_every_job_passed(results: str, code: int) -> N
         ["bash", "-e", "-c", step["run"]], env={**os.environ, "RESULTS": results}, capture_output=True
     )
     assert done.returncode == code
+
+
+def test_each_gate_says_what_it_wants() -> None:
+    """In the first paragraph of its docstring, which the page shows: a short sentence, and none twice."""
+    said: dict[str, str] = {}
+    for path in (*ROOT.glob("harness/gates/*.py"), *ROOT.glob("tests/smoke/test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                wants = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+                assert wants.endswith(".") and len(wants) <= 120, f"{path.name}: {node.name}: {wants!r}"
+                assert wants not in said, f"{node.name} wants what {said[wants]} wants"
+                said[wants] = node.name
+    assert len(said) > 40
+
+
+def test_the_next_command_leads_to_gates_from_every_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "my run"
+    assert judging(run) == f"python3 -m harness run --lane-run-dir='{run}'"  # nothing there: a run is made
+    write_run(run, checkpoint=False)
+    assert judging(run) == f"python3 -m harness run --lane-evidence='{run}'"
+    (run / "train_status.json").unlink()  # it lies elsewhere, by TRAIN_STATUS_PATH
+    assert judging(run) == f"python3 -m harness run --lane-evidence='{run}'"
+    other = tmp_path / "artifacts" / "mine"
+    other.mkdir(parents=True)
+    (other / "external_run.json").write_text("{}")
+    assert judging(other) == f"pytest -m smoke --lane-evidence={other}"
+    assert judging(other.parent) == f"python3 -m harness summary {other}"
+    monkeypatch.chdir(tmp_path)  # a relative path is of here, and `harness run` works elsewhere
+    assert judging(Path("my run")) == f"python3 -m harness run --lane-evidence='{run}'"
+    monkeypatch.chdir(ROOT)
+    assert judging(Path("artifacts/nosuch")) == "python3 -m harness run --lane-run-dir=artifacts/nosuch"
+    monkeypatch.setenv("LANE_RUN_DIR", str(tmp_path / "new"))
+    assert judging(tmp_path / "new") == "python3 -m harness run"
+
+
+def test_listening_succeeds_without_gates_and_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing: list[str] = []
+    monkeypatch.setattr("harness.present.listen.make_clips", lambda run, seed: ({}, missing))
+    run_dir = write_run(tmp_path / "run", checkpoint=False)
+    assert listen([str(run_dir)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{run_dir / 'report.html'}\n" and f"next: {judging(run_dir)}\n" in said.err
+    dataclasses.replace(FILE, run_id="another").write(run_dir)
+    assert listen([str(run_dir)]) == 0
+    assert f"next: {judging(run_dir)}\n" in capsys.readouterr().err
+    FILE.write(run_dir)
+    assert listen([str(run_dir)]) == 0 and not capsys.readouterr().err
+    assert "the loss is nan" in (run_dir / "report.html").read_text()
+    missing.append("no model")
+    assert listen([str(run_dir)]) == 1 and capsys.readouterr().err == "no model\n"
+    assert listen([str(tmp_path)]) == 1 and judging(tmp_path) in capsys.readouterr().err
+
+
+def test_judging_earlier_evidence_leaves_what_any_session_leaves(tmp_path: Path) -> None:
+    run = Toy().run(tmp_path / "a run").run_dir
+    edit_trace(run / "trace.jsonl", lambda lines: lines[4].update(loss="nan"))
+    words = ("-B", f"--lane-evidence={run}", "--junitxml=junit.xml")
+    code, output = smoke(tmp_path, *words, GITHUB_ACTIONS="true")
+    assert code == 1, output
+    found = read_gates(run)
+    assert "loss is finite" in {gate.name for gate in found.gates if gate.outcome == "failed"}
+    assert render(run)[0].startswith("## ❌ Lane: ")
+    assert "loss is finite" in (run / "report.html").read_text()
+    assert [line for line in output.splitlines() if line.startswith("::error file=")]
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert found.run_id in {p.get("value") for p in suite.iterfind("properties/property")}
+    assert {p.get("name") for p in suite.iterfind("testcase/properties/property")} == {"wants", "measured"}
+
+
+def test_a_folder_that_holds_no_run_gets_no_files(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    collector = GateCollector(pytestconfig, lambda: folder)
+    collector.gates = {BAD.nodeid: BAD}
+    collector.pytest_sessionfinish()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert collector.lines == [f"no page: {folder} holds no run"]
