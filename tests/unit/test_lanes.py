@@ -16,7 +16,7 @@ import pytest
 from harness import lanes
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
 from harness.evidence.external import RUN_FILE
-from harness.lane.files import write_json
+from harness.lane.files import PAGE_MARK, atomic_write, write_json
 from harness.lanes import (
     ExternalProcess,
     LaneTableError,
