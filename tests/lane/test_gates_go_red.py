@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -26,7 +27,8 @@ def gate(name: str) -> Callable[[RunEvidence], None]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if found := getattr(module, name, None):
-            return found
+            takes = found.__code__.co_varnames[: found.__code__.co_argcount]
+            return functools.partial(found, **{"measured": str} if "measured" in takes else {})
     raise AssertionError(f"there is no gate {name}")
 
 
