@@ -498,7 +498,8 @@ def test_a_folder_that_holds_no_run_gets_no_files(tmp_path: Path, pytestconfig: 
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     collector = GateCollector(pytestconfig, lambda: folder)
-    collector.gates = {BAD.nodeid: BAD}
+    report = pytest.TestReport(BAD.nodeid, ("a.py", 1, "test_a"), {"smoke": 1}, "failed", "it is red", "call")
+    collector.pytest_runtest_logreport(report)
     collector.pytest_sessionfinish()
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     assert collector.lines == [f"no page: {folder} holds no run"]
