@@ -449,7 +449,8 @@ class ExternalProcess:
 
 def _remove_run(run_dir: Path) -> None:
     """Remove an earlier run of an external lane: what its record lists, by name and content, and what the session that
-    judged it wrote. Raises EvidenceError, with nothing removed, where anything else lies there."""
+    judged it wrote. The record stays, for the next run to replace, and so does the history. Raises EvidenceError, with
+    nothing removed, where anything else lies there."""
     expected = "an empty folder, or an earlier run of an external lane and nothing else"
     record, work = run_dir / RUN_FILE, run_dir / "work"
     try:
