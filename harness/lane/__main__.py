@@ -25,7 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.lane.environment import describe_environment, head_commit, peak_memory_bytes
+from harness.lane.environment import (
+    describe_environment,
+    head_commit,
+    let_warnings_be_warnings,
+    peak_memory_bytes,
+)
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
 from harness.lane.files import TEMPORARY_PREFIX, atomic_write, is_lfs_pointer, show, write_json
 from harness.lane.lock import Busy, owned
@@ -556,6 +561,7 @@ def settings_of(environment: Mapping[str, str], run: Run) -> Settings:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the lane with the settings of this process's environment; returns the exit code."""
+    let_warnings_be_warnings()
     variables = "\n".join(f"  {name:28} {default:32} {meaning}" for name, (default, meaning) in VARIABLES.items())
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items())
     parser = argparse.ArgumentParser(

@@ -235,12 +235,13 @@ SESSION = """
 
     def pytest_configure(config):
         config.addinivalue_line("markers", "smoke: gates")
-        collect.register(config, lambda: Path({run_dir!r}))
+        if not hasattr(config, "workerinput"):
+            collect.register(config, lambda: Path({run_dir!r}))
 
     @pytest.fixture(scope="session", autouse=True)
     def verdict(request):
         yield
-        collect.publish_verdict(request.config, {verdict!r})
+        collect.publish_verdict(request.config, 1, {verdict!r}, [])
 """
 GATES = """
     import pytest
