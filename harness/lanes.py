@@ -331,8 +331,8 @@ class ExternalProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with (self.run_dir / "lane.log").open("w", encoding="utf-8") as log:
-            for line in self._process.stdout:
+        with self._process.stdout as lines, (self.run_dir / "lane.log").open("w", encoding="utf-8") as log:
+            for line in lines:
                 log.write(line)
                 log.flush()
                 self._on_line(line.rstrip("\n"))

@@ -96,9 +96,10 @@ class LaneProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last_line = line.strip() or self._last_line
-            self._on_line(line.rstrip("\n"))
+        with self._process.stdout as lines:
+            for line in lines:
+                self._last_line = line.strip() or self._last_line
+                self._on_line(line.rstrip("\n"))
 
     @property
     def pid(self) -> int:

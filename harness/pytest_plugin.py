@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,10 +26,13 @@ from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
 from harness.evidence.external import RUN_FILE
 from harness.external_runs import ExternalRuns
+from harness.lane.environment import let_warnings_be_warnings
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
-from harness.present.collect import publish_verdict, register, tell_wants
+from harness.present.collect import NAME as COLLECTOR
+from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
 from harness.present.facts import load_here
+from harness.present.gates import NOT_APPLICABLE
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
 pytest.register_assert_rewrite("harness.gates")
@@ -37,8 +41,6 @@ RUN_DIR = pytest.StashKey[Path]()
 LANE = pytest.StashKey[ExternalLane | None]()
 CODE = pytest.StashKey[Code]()
 APPLICABLE = pytest.StashKey["Applicable"]()
-NOT_APPLICABLE = "not applicable: "
-SUMMARY = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,10 +84,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[LANE] = find_lane(config.rootpath, name) if name else None
     except LaneTableError as error:
         raise pytest.UsageError(str(error)) from None
-    if is_external(config) and not hasattr(config, "workerinput"):
-        config.stash[APPLICABLE] = Applicable()
+    if hasattr(config, "workerinput"):
+        return
+    collector = register(config, lambda: config.stash.get(RUN_DIR, None))
+    if is_external(config):
+        config.stash[APPLICABLE] = Applicable(collector)
         config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
-    register(config, lambda: config.stash.get(RUN_DIR, None))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -149,7 +153,10 @@ def lane_process(
     if config.getoption("--snapshot-update", default=False) and (
         why := refusal(config.getoption("--baseline-reason"), os.environ)
     ):
-        pytest.exit(f"nothing was run, and nothing recorded: {why}", returncode=pytest.ExitCode.USAGE_ERROR)
+        why = f"nothing was run, and nothing recorded: {why}"
+        if hasattr(config, "workerinput"):
+            pytest.fail(why, pytrace=False)  # pytest-xdist takes a worker that ends the session for one that broke
+        pytest.exit(why, returncode=pytest.ExitCode.USAGE_ERROR)
     run_dir = run_directory(config)
     config.stash[RUN_DIR] = run_dir
     worker = getattr(config, "workerinput", None)
@@ -178,7 +185,8 @@ def lane_process(
         lane_code(config)
         worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
         worker_output["lane_run_dir"] = str(run_dir)
-        result = tmp_path_factory.getbasetemp().parent / f"lane-run-{worker['testrunuid']}.json"
+        result = _shared(config, tmp_path_factory, "run")
+        assert result is not None
         with FileLock(f"{result}.lock"):
             if not result.exists():
                 run_id = start().wait().run_id
@@ -192,7 +200,9 @@ def lane_process(
 def lane_run(lane_process: Callable[[], RunEvidence]) -> RunEvidence:
     """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``."""
     # While the lane trains on one core, this process imports on another what the gates will need.
-    torch = importlib.import_module("torch")
+    with warnings.catch_warnings():
+        let_warnings_be_warnings()
+        torch = importlib.import_module("torch")
     torch.set_num_threads(1)
     gc.freeze()  # pytest's and Python's last collections would look through all that torch made: 0.6 s (measured)
     return lane_process()
@@ -217,10 +227,14 @@ def external_runs(
     lane = request.config.stash.get(LANE, None)
     if lane is None or request.config.getoption("--lane-evidence"):
         return None
-    worker = getattr(request.config, "workerinput", None)
-    base = tmp_path_factory.getbasetemp()
-    folder = base / "lane-runs" if worker is None else base.parent / f"lane-runs-{worker['testrunuid']}"
+    folder = _shared(request.config, tmp_path_factory, "runs") or tmp_path_factory.getbasetemp() / "lane-runs"
     return ExternalRuns(lane, lane_run.run_dir, folder, lambda: _terminal(request.config))
+
+
+def _shared(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory, what: str) -> Path | None:
+    """With pytest-xdist: a place that is the same for every worker of the session, and for no other session's."""
+    worker = getattr(config, "workerinput", None)
+    return worker and tmp_path_factory.getbasetemp().parent / f"lane-{what}-{worker['testrunuid']}"
 
 
 def _further(runs: ExternalRuns | None, which: str) -> Callable[[], ExternalEvidence]:
@@ -294,13 +308,10 @@ def baseline_gates(
         second_leg=second_leg if trained_here else None,
         update=bool(config.getoption("--snapshot-update", default=False)),
         reason=config.getoption("--baseline-reason"),
+        shared=_shared(config, tmp_path_factory, "verdict"),
     )
     yield gates
-    if gates.known_verdict is not None:
-        publish_verdict(config, gates.known_verdict.to_json())
-    config.stash[SUMMARY] = gates.summary()
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["lane_summary"] = gates.summary()
+    publish_verdict(config, *gates.told())
 
 
 @pytest.fixture
@@ -347,6 +358,11 @@ class _Throttled:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The gates for external lanes run the lane again, and are for those alone."""
     tell_wants(items)
+    if config.getoption("forked", False) and any(item.get_closest_marker("smoke") for item in items):
+        raise pytest.UsageError(
+            "--forked runs each test in a process of its own, and the gates share the one run of their session: leave "
+            "it out, or leave the gates out with -m 'not smoke'"
+        )
     if not is_external(config):
         module = "harness.gates.black_box"
         black_box = [item for item in items if getattr(getattr(item, "function", None), "__module__", "") == module]
@@ -357,23 +373,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class Applicable:
     """Counts the gates of an external lane that had something to judge. A session in which none had is a failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, collector: GateCollector) -> None:
+        self.collector = collector
         self.judged = 0
         self.reasons: dict[str, list[str]] = {}
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if "smoke" not in report.keywords:
-            return
-        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-            reason = report.longrepr[2].removeprefix("Skipped: ")
-            if reason.startswith(NOT_APPLICABLE):
-                name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-                self.reasons.setdefault(reason.removeprefix(NOT_APPLICABLE), []).append(name)
-        elif report.when == "call" or report.outcome == "failed":
-            self.judged += 1
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        for gate in self.collector.gates:
+            if gate.outcome == NOT_APPLICABLE:
+                self.reasons.setdefault(gate.reason, []).append(gate.name)
+            else:
+                self.judged += gate.outcome != "skipped"
         if self.reasons and not self.judged:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -429,9 +440,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     if isinstance(run, RunEvidence) and (reason := run.failure()):
         pytest.fail(reason, pytrace=False)
     try:
-        return (yield)
+        with warnings.catch_warnings():
+            if pyfuncitem.function.__module__.startswith("harness.gates."):
+                let_warnings_be_warnings()
+            return (yield)
     except NotApplicable as error:
-        skipped, said = True, f"{NOT_APPLICABLE}{error}"
+        skipped, said = True, f"{NOT_APPLICABLE}: {error}"
     except EvidenceError as error:
         skipped, said = False, str(error)
     # Not within the except above: pytest would show both exceptions, which say the same.
@@ -446,9 +460,6 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     output = getattr(node, "workeroutput", {})
     if "lane_run_dir" in output:
         node.config.stash[RUN_DIR] = Path(output["lane_run_dir"])
-    if "lane_summary" in output:  # each worker that had one of these gates has found the verdict by itself
-        told = node.config.stash.get(SUMMARY, [])
-        node.config.stash[SUMMARY] = [*told, *(line for line in output["lane_summary"] if line not in told)]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -460,7 +471,8 @@ def pytest_terminal_summary(
     if (applicable := config.stash.get(APPLICABLE, None)) is not None:
         for line in applicable.lines():
             terminalreporter.write_line(line)
-    for line in config.stash.get(SUMMARY, []):
+    collector = config.pluginmanager.get_plugin(COLLECTOR)
+    for line in collector.verdict_lines if isinstance(collector, GateCollector) else ():
         terminalreporter.write_line(line)
     run_dir = config.stash.get(RUN_DIR, None)
     if run_dir is not None:

@@ -200,7 +200,8 @@ def total(norms: Iterable[float]) -> float:
 def norm_of(array: npt.NDArray[Any]) -> float:
     """The L2 norm of an array of any shape, in float64."""
     flat = array.reshape(-1).astype(np.float64, copy=False)
-    return float(np.sqrt(np.dot(flat, flat)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(np.dot(flat, flat)))
 
 
 def kind_of(array: npt.NDArray[Any]) -> str:

@@ -12,12 +12,16 @@ Nothing is ever found unused or deleted by syrupy: `discover_snapshots` tells it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pytest
+from filelock import FileLock
 from syrupy.assertion import DiffMode, SnapshotAssertion
 from syrupy.data import SnapshotCollection, SnapshotCollections
 from syrupy.extensions.base import AbstractSyrupyExtension
@@ -37,11 +41,23 @@ class BaselineFactory(Protocol):
         """The recorded `part` (`dataset`, `tokens`, `loss` or `checkpoint`), to be compared with a run by `==`."""
 
 
+@dataclasses.dataclass
+class Findings:
+    """What the gates of one session have found so far: the verdict, and what was `recorded` or why that was refused.
+    `count` grows with each finding."""
+
+    verdict: Verdict | None = None
+    recorded: list[str] | None = None
+    refused: str | None = None
+    count: int = 0
+
+
 class Gates:
     """What the gates of one session share: the run, the store, the verdict, and the recording.
 
     `rerun`, `second_leg`, `code`: see `judge`; recording needs `rerun` too. `reason`: of a recording. `update`: whether
-    this session records (`--snapshot-update`).
+    this session records (`--snapshot-update`). `shared`: a file of the session, where several processes judge its run:
+    what one of them finds, the others read there.
     """
 
     def __init__(
@@ -55,31 +71,52 @@ class Gates:
         update: bool = False,
         reason: str | None = None,
         environment: Mapping[str, str] | None = None,
+        shared: Path | None = None,
     ) -> None:
         self.evidence = evidence
         self.store = store
-        self.changes: list[str] = []  # what was recorded, for the end of the session
         self._code = code
         self._rerun = rerun
         self._second_leg = second_leg
         self._update = update
         self._reason = reason
         self._environment = environment
-        self._verdict: Verdict | None = None
-        self._refused: RecordRefused | None = None
+        self._shared = shared
+        self._own = Findings()
+
+    @contextlib.contextmanager
+    def _findings(self) -> Iterator[Findings]:
+        """What was found so far, to be added to, by one process at a time."""
+        if self._shared is None:
+            yield self._own
+            return
+        with FileLock(f"{self._shared}.lock"):
+            found = pickle.loads(self._shared.read_bytes()) if self._shared.exists() else Findings()
+            count = found.count
+            yield found
+            if found.count != count:
+                unfinished = self._shared.with_suffix(".tmp")
+                unfinished.write_bytes(pickle.dumps(found))
+                unfinished.replace(self._shared)
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the session's run, with the further runs that a failure needs; found once."""
-        if self._verdict is None:
-            if self._update:
-                self._verdict = compare(self.evidence, self.store)
-            else:
-                self._verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
-            if option := self.evidence.lane_option:
-                command = self._verdict.next_command.replace("pytest -m smoke", f"pytest -m smoke{option}")
-                self._verdict = dataclasses.replace(self._verdict, next_command=command)
-        return self._verdict
+        with self._findings() as found:
+            if found.verdict is None:
+                found.verdict = self._judge()
+                found.count += 1
+            return found.verdict
+
+    def _judge(self) -> Verdict:
+        if self._update:
+            verdict = compare(self.evidence, self.store)
+        else:
+            verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
+        if option := self.evidence.lane_option:
+            command = verdict.next_command.replace("pytest -m smoke", f"pytest -m smoke{option}")
+            verdict = dataclasses.replace(verdict, next_command=command)
+        return verdict
 
     def parts(self) -> tuple[str, ...]:
         """The parts that the run gives, or that were recorded of it: an external lane need not give all."""
@@ -114,18 +151,19 @@ class Gates:
         return baseline is not None and is_current(result, baseline, self.store)
 
     def record(self) -> None:
-        """Run the lane a second time and record both. Raises RecordRefused, the same each time."""
-        if self._refused is None:
-            try:
-                self._record()
-            except RecordRefused as error:
-                self._refused = error
-        if self._refused is not None:
-            raise RecordRefused(str(self._refused))
+        """Run the lane a second time and record both, once a session. Raises RecordRefused, the same each time."""
+        with self._findings() as found:
+            if found.refused is None and found.recorded is None:
+                found.count += 1
+                try:
+                    found.recorded = self._record()
+                    found.verdict = self._judge()
+                except RecordRefused as error:
+                    found.refused = str(error)
+        if found.refused is not None:
+            raise RecordRefused(found.refused)
 
-    def _record(self) -> None:
-        import os
-
+    def _record(self) -> list[str]:
         refused = refusal(self._reason, os.environ if self._environment is None else self._environment)
         if refused or self._rerun is None:
             raise RecordRefused(
@@ -139,7 +177,7 @@ class Gates:
             second = self._rerun()
         except Exception as error:
             raise RecordRefused(f"the second run failed, so nothing is recorded: {error}") from error
-        self.changes += record(
+        return record(
             self.evidence,
             second,
             self.store,
@@ -148,17 +186,16 @@ class Gates:
             environment=self._environment,
             seen=seen,
         )
-        self._verdict = None
 
-    @property
-    def known_verdict(self) -> Verdict | None:
-        """The verdict, if a gate of this session asked for it."""
-        return self._verdict
+    def told(self) -> tuple[int, dict[str, Any] | None, list[str]]:
+        """For the end of the session: how many findings there are, the verdict as JSON, and lines for the terminal."""
+        with self._findings() as found:
+            return found.count, None if found.verdict is None else found.verdict.to_json(), self._summary(found)
 
-    def summary(self) -> list[str]:
-        """Lines for the end of the session: what was recorded, the verdict with its baseline, and unused baselines."""
-        lines = list(self.changes)
-        verdict = self._verdict
+    def _summary(self, found: Findings) -> list[str]:
+        """What was recorded, the verdict with its baseline, and unused baselines."""
+        lines = list(found.recorded or [])
+        verdict = found.verdict
         if verdict is not None:
             recorded = f" ({verdict.recorded})" if verdict.recorded else ""
             lines.append(f"verdict: {verdict.kind}: {verdict.headline}")

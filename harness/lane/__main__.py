@@ -24,7 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.lane.environment import describe_environment, head_commit, peak_memory_bytes
+from harness.lane.environment import (
+    describe_environment,
+    head_commit,
+    let_warnings_be_warnings,
+    peak_memory_bytes,
+)
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
 from harness.lane.files import (
     NotOurs,
@@ -551,6 +556,7 @@ def settings_of(environment: Mapping[str, str], run: Run) -> Settings:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the lane with the settings of this process's environment; returns the exit code."""
+    let_warnings_be_warnings()
     variables = "\n".join(f"  {name:28} {default:32} {meaning}" for name, (default, meaning) in VARIABLES.items())
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items())
     parser = argparse.ArgumentParser(

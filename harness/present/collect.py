@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.present.changed import Place, base_of, changed_place
-from harness.present.gates import NOT_APPLICABLE, GateResult, by_reason, holds_run
+from harness.present.gates import NOT_APPLICABLE, OUTCOMES, XFAILED, XPASSED, GateResult, by_reason, holds_run
 from harness.present.text import count
 
 MARKER = "smoke"
@@ -24,6 +26,7 @@ NAME = "lane-gates"
 _VERDICT = "lane_verdict"
 NOT_THE_CODE = ("nondeterministic", "environment-moved")  # verdicts
 _ANNOTATIONS = 10  # GitHub shows no more of one step
+_PYTESTS_OWN = ("passed", "failed", "skipped")
 
 
 class GateCollector:
@@ -35,28 +38,52 @@ class GateCollector:
     def __init__(self, config: pytest.Config, run_dir: Callable[[], Path | None]) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.gates: dict[str, GateResult] = {}
         self.verdict: dict[str, Any] | None = None
+        self.verdict_lines: list[str] = []
         self.lines: list[str] = []
+        self._found = 0
+        # What each process said of each gate: with `--dist each` several do.
+        self._reports: dict[str, dict[object, list[pytest.TestReport]]] = {}
+        self._crashes: list[pytest.TestReport] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A gate's phases come one by one; the worst of them is how it ended."""
-        if MARKER not in report.keywords:
-            return
-        before = self.gates.get(report.nodeid)
-        counts = report.when == "call" or report.outcome != "passed"
-        if counts and (before is None or before.outcome == "passed"):
-            self.gates[report.nodeid] = result_of(report)
+        """Keep what is said of a gate: it comes phase by phase, and all of it again where a plugin runs it again."""
+        report = copy(report)  # some plugins write the next outcome into the same report
+        worker = report.__dict__.pop("node", None)  # with it, the text of a failure begins with the worker's name
+        if MARKER in report.keywords:
+            self._reports.setdefault(report.nodeid, {}).setdefault(worker, []).append(report)
+        elif not report.keywords:  # pytest-xdist's word on a test that its worker died in
+            self._crashes.append(report)
+
+    @property
+    def gates(self) -> list[GateResult]:
+        """How the gates ended, each once: of several processes, as in the one where it ended worst."""
+        said = {nodeid: list(by_process.values()) for nodeid, by_process in self._reports.items()}
+        files = {nodeid.partition("::")[0] for nodeid in said}
+        for crash in self._crashes:
+            # Nobody knows the marks of such a test; one that stands among gates is taken for one.
+            if not files or crash.nodeid.partition("::")[0] in files:
+                said.setdefault(crash.nodeid, []).append([crash])
+        endings = [[ending for reports in each if (ending := result_of(reports))] for each in said.values()]
+        # Of the outcomes the first is the good one; the others follow, the worst first.
+        return [min(each, key=lambda gate: OUTCOMES.index(gate.outcome) or len(OUTCOMES)) for each in endings if each]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """With pytest-xdist: the verdict of the worker that found one."""
-        self.verdict = getattr(node, "workeroutput", {}).get(_VERDICT, self.verdict)
+        """With pytest-xdist: what a worker knew of the verdict when it ended."""
+        if _VERDICT in (output := getattr(node, "workeroutput", {})):
+            self.take_verdict(*output[_VERDICT])
+
+    def take_verdict(self, found: int, verdict: Mapping[str, Any] | None, lines: Sequence[str]) -> None:
+        """Of what the processes of a session knew of its one verdict, the latest: that with most findings."""
+        if found > self._found:
+            self._found, self.verdict, self.verdict_lines = found, None if verdict is None else dict(verdict), [*lines]
 
     @pytest.hookimpl(tryfirst=True)  # JUnit's plugin writes its file in this hook
     def pytest_sessionfinish(self) -> None:
         run_dir = self.run_dir()
-        if run_dir is None or not self.gates:
+        gates = self.gates
+        if run_dir is None or not gates:
             return
         if not holds_run(run_dir):
             self.lines = [f"no page: {run_dir} holds no run"]
@@ -64,7 +91,7 @@ class GateCollector:
         try:
             from harness.present.page import present_run
 
-            file, self.lines = present_run(run_dir, list(self.gates.values()), self.verdict)
+            file, self.lines = present_run(run_dir, gates, self.verdict)
             self._add_junit_properties(file.metrics)
         except Exception as error:  # the gates have spoken; how they are shown must not change that
             self.lines = [f"no page: {type(error).__name__}: {' '.join(str(error).split())[:300]}"]
@@ -73,7 +100,7 @@ class GateCollector:
         for line in self.lines:
             terminalreporter.write_line(line)
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in annotation_lines(self.gates.values(), place_of_change(self.verdict)):
+            for line in annotation_lines(self.gates, place_of_change(self.verdict)):
                 terminalreporter.write_line(line)
 
     def _add_junit_properties(self, metrics: Mapping[str, str]) -> None:
@@ -85,21 +112,22 @@ class GateCollector:
                     add(name, value)
 
 
-def register(config: pytest.Config, run_dir: Callable[[], Path | None]) -> None:
-    """Register a collector where one belongs; for `pytest_configure`."""
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(GateCollector(config, run_dir), NAME)
+def register(config: pytest.Config, run_dir: Callable[[], Path | None]) -> GateCollector:
+    """Register a collector; for `pytest_configure`."""
+    collector = GateCollector(config, run_dir)
+    config.pluginmanager.register(collector, NAME)
+    return collector
 
 
-def publish_verdict(config: pytest.Config, verdict: Mapping[str, Any]) -> None:
-    """Hand the session's verdict (``Verdict.to_json()``) to the collector, from a worker too. Before the session
-    ends."""
+def publish_verdict(config: pytest.Config, found: int, verdict: Mapping[str, Any] | None, lines: Sequence[str]) -> None:
+    """Hand what this process knows of the session's verdict to the collector, from a worker too, before the session
+    ends. ``found``: the findings that it rests on; ``verdict``: ``Verdict.to_json()``; ``lines``: for the terminal."""
     worker_output: dict[str, Any] | None = getattr(config, "workeroutput", None)
     collector = config.pluginmanager.get_plugin(NAME)
     if worker_output is not None:
-        worker_output[_VERDICT] = dict(verdict)
+        worker_output[_VERDICT] = [found, verdict, list(lines)]
     elif isinstance(collector, GateCollector):
-        collector.verdict = dict(verdict)
+        collector.take_verdict(found, verdict, lines)
 
 
 def tell_wants(items: Iterable[pytest.Item]) -> None:
@@ -110,9 +138,41 @@ def tell_wants(items: Iterable[pytest.Item]) -> None:
             item.user_properties.append(("wants", " ".join(doc.partition("\n\n")[0].split())))
 
 
-def result_of(report: pytest.TestReport) -> GateResult:
+def result_of(reports: Sequence[pytest.TestReport]) -> GateResult | None:
+    """How a gate ended, from all that one process said of it: by the worst phase of its last run. None for a gate
+    that was set up and torn down only (`--setup-only`)."""
+    last, reruns = _last_run(reports)
+    bad = [report for report in last if report.outcome != "passed"]
+    calls = [report for report in last if report.when == "call"]
+    if bad:
+        result = _result(next((report for report in bad if report.outcome != "skipped"), bad[0]))
+    elif calls:
+        result = _result(calls[-1])
+    elif last[-1].when == "teardown":
+        return None
+    else:
+        result = replace(_result(last[-1]), outcome="error", reason="it did not run to its end")
+    return replace(result, reruns=reruns)
+
+
+def _last_run(reports: Sequence[pytest.TestReport]) -> tuple[list[pytest.TestReport], int]:
+    """(The reports of the last run of a test, how many runs before it count no more.) A plugin that runs a test again
+    says so by an outcome of its own, and begins with the set-up or with the phase that it did not accept."""
+    last: list[pytest.TestReport] = []
+    reruns = 0
+    for report in reports:
+        before = last[-1] if last and type(last[-1]) is pytest.TestReport else None  # and not that of a subtest
+        rejected = before and before.outcome not in _PYTESTS_OWN and report.when == before.when
+        if last and (rejected or report.when == "setup"):
+            last, reruns = [], reruns + 1
+        last.append(report)
+    return last, reruns
+
+
+def _result(report: pytest.TestReport) -> GateResult:
     """What a report says of its gate, in one line (the first of the message) and in full."""
     details, reason = "", ""
+    expected = getattr(report, "wasxfail", None)
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         reason = str(report.longrepr[2])
     elif report.outcome != "passed":
@@ -122,6 +182,10 @@ def result_of(report: pytest.TestReport) -> GateResult:
     path, line, _ = report.location
     told = dict(report.user_properties)
     outcome: str = "error" if report.outcome == "failed" and report.when != "call" else report.outcome
+    if expected is not None and outcome in ("skipped", "passed"):
+        outcome, reason = (XFAILED if outcome == "skipped" else XPASSED), f"expected to fail: {expected or reason}"
+    elif outcome not in ("error", *_PYTESTS_OWN):
+        outcome, reason = "error", f"its outcome is {outcome!r}, which is not known here: {reason or 'no reason given'}"
     if outcome == "skipped" and reason.startswith(f"Skipped: {NOT_APPLICABLE}: "):
         outcome, reason = NOT_APPLICABLE, reason.removeprefix(f"Skipped: {NOT_APPLICABLE}: ")
     return GateResult(
@@ -150,7 +214,7 @@ def annotation_lines(gates: Iterable[GateResult], place: Place | None = None) ->
     """GitHub's workflow commands for gates that did not pass: at the changed line if one is known, where a reviewer
     sees it in the diff, else at the gate. Gates with one and the same reason (a lane that failed fails them all) share
     an annotation, so that the few that GitHub shows say the most."""
-    groups = [group for group in by_reason(list(gates)) if group[0].outcome != "skipped"]
+    groups = [group for group in by_reason(list(gates)) if group[0].outcome in ("failed", "error")]
     for number, failed in enumerate(groups):
         if number == _ANNOTATIONS:
             yield f"::notice::{len(groups) - number} more reasons for failed gates are in the job's summary"

@@ -1,7 +1,7 @@
 """``gates.json`` in a run directory: how the gates judged a run. Written when pytest ends, read by page and summary.
 
     {"schema": "gates/1", "run_id", "lane", "promotable", "gates": [{"nodeid", "outcome", "reason", "details", "path",
-     "line", "seconds", "wants", "measured"}, …], "verdict": {…} or null, "metrics": {name: text},
+     "line", "seconds", "reruns", "wants", "measured"}, …], "verdict": {…} or null, "metrics": {name: text},
      "losses": [[step, hex, hex or null], …], "baseline": {"path", "recorded"} or null}
 
 `losses` has a row for each step: obtained, and recorded where the baseline has that step. Standard library only, so
@@ -28,7 +28,8 @@ _EXTERNAL = "external_run.json"  # in the run directory of a lane of another pro
 _DETAILED = 100
 PASSED = "passed"
 NOT_APPLICABLE = "not applicable"  # an external lane does not give what the gate judges
-OUTCOMES = (PASSED, "failed", "error", "skipped", NOT_APPLICABLE)
+XFAILED, XPASSED = "xfailed", "xpassed"  # of a gate that somebody marked as expected to fail
+OUTCOMES = (PASSED, "failed", "error", XPASSED, XFAILED, "skipped", NOT_APPLICABLE)
 
 
 class GatesError(Exception):
@@ -37,8 +38,9 @@ class GatesError(Exception):
 
 @dataclass(frozen=True)
 class GateResult:
-    """How one gate ended. ``reason`` is one line; ``details`` what pytest shows; ``line`` counts from 1; ``wants`` is
-    the first paragraph of its docstring; ``measured`` what it says that it found; ``seconds`` are of itself."""
+    """How one gate ended. ``reason`` is one line; ``details`` what pytest shows; ``line`` counts from 1;
+    ``reruns`` is how often it was run again (by another plugin) before the run that counts; ``wants`` is the first
+    paragraph of its docstring; ``measured`` what it says that it found; ``seconds`` are of itself."""
 
     nodeid: str
     outcome: str
@@ -47,13 +49,15 @@ class GateResult:
     path: str = ""
     line: int = 1
     seconds: float = 0.0
+    reruns: int = 0
     wants: str = ""
     measured: str = ""
 
     @property
     def name(self) -> str:
-        """The test's name in words: `loss is finite`."""
-        return self.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        """The test's name in words: `loss is finite`, and how often it was run for this."""
+        name = self.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        return f"{name} (run {self.reruns + 1} times)" if self.reruns else name
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def read_gates(run_dir: Path) -> GatesFile:
             texts = (gate.nodeid, gate.outcome, gate.reason, gate.details, gate.path, gate.wants, gate.measured)
             if not all(isinstance(text, str) for text in texts) or gate.outcome not in OUTCOMES:
                 raise ValueError(f"a gate that is none: {str(gate)[:100]}")
-            if type(gate.line) is not int or not isinstance(gate.seconds, int | float):
+            if {type(gate.line), type(gate.reruns)} != {int} or not isinstance(gate.seconds, int | float):
                 raise ValueError(f"a gate that is none: {str(gate)[:100]}")
         verdict, baseline = value["verdict"], value["baseline"]
         if verdict is not None and not isinstance(verdict["verdict"], str):
@@ -163,7 +167,9 @@ def counts(gates: Sequence[GateResult]) -> str:
         return "no gate ran"
     numbers = {outcome: sum(gate.outcome == outcome for gate in gates) for outcome in OUTCOMES}
     listed = ", ".join(f"{number} {outcome}" for outcome, number in numbers.items() if number)
-    return f"{len(gates)} gate{'' if len(gates) == 1 else 's'}: {listed}"
+    again = sum(gate.reruns > 0 for gate in gates)
+    rerun = f"; {again} of them run more than once" if again else ""
+    return f"{len(gates)} gate{'' if len(gates) == 1 else 's'}: {listed}{rerun}"
 
 
 def by_reason(gates: Sequence[GateResult]) -> list[list[GateResult]]:
@@ -172,7 +178,7 @@ def by_reason(gates: Sequence[GateResult]) -> list[list[GateResult]]:
     for gate in gates:
         if gate.outcome != PASSED:
             groups.setdefault((gate.outcome, gate.reason), []).append(gate)
-    order = {"failed": 0, "error": 0, "skipped": 1, NOT_APPLICABLE: 2}
+    order = {"failed": 0, "error": 0, XPASSED: 1, XFAILED: 1, "skipped": 1, NOT_APPLICABLE: 2}
     return sorted(groups.values(), key=lambda group: order.get(group[0].outcome, 0))
 
 

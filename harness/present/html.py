@@ -20,7 +20,7 @@ from harness.lane.files import PAGE_MARK, atomic_write
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, possible_clips, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
-from harness.present.gates import NOT_APPLICABLE, GateResult, all_passed, by_reason, counts
+from harness.present.gates import NOT_APPLICABLE, XFAILED, XPASSED, GateResult, all_passed, by_reason, counts
 from harness.present.history import read_history
 from harness.present.picture import RANGE_DB, TOP_HZ, spectrogram_png
 from harness.present.style import POLICY, STYLE
@@ -31,7 +31,7 @@ CODEBOOKS_SHOWN = 8
 _NAMED = 12  # red gates that the verdict names
 _TREND = 10  # runs in the table; the charts have all that are kept
 _FLOOR = 1e-17  # where a distance of zero is drawn
-_OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", NOT_APPLICABLE: "·"}
+_OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", XFAILED: "–", XPASSED: "–", NOT_APPLICABLE: "·"}
 _GOOD = ("match", "tolerance-match")
 
 
@@ -198,7 +198,7 @@ def _gate_table(caption: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _class(gate: GateResult) -> str:
-    return "skipped" if gate.outcome == NOT_APPLICABLE else escape(gate.outcome)
+    return "skipped" if gate.outcome in (NOT_APPLICABLE, XFAILED, XPASSED) else escape(gate.outcome)
 
 
 def _gate(gate: GateResult, number: int, *, details: bool = False) -> list[str]:

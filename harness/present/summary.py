@@ -17,6 +17,8 @@ from typing import Any
 from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
 from harness.present.gates import (
     NOT_APPLICABLE,
+    XFAILED,
+    XPASSED,
     GateResult,
     GatesError,
     GatesFile,
@@ -32,7 +34,15 @@ from harness.present.text import code, table
 
 LIMIT = 1_000_000  # bytes; GitHub drops a step's summary above 1 MiB as a whole
 _ROWS = 100
-_MARK = {"passed": "✅", "failed": "❌", "error": "❌", "skipped": "➖", NOT_APPLICABLE: "·"}
+_MARK = {
+    "passed": "✅",
+    "failed": "❌",
+    "error": "❌",
+    "skipped": "➖",
+    XFAILED: "➖",
+    XPASSED: "➖",
+    NOT_APPLICABLE: "·",
+}
 _METRICS = (
     "loss", "loss_first", "eval_loss", "checkpoint_tensor_digest", "numeric_mode", "numeric_class", "steps",
     "sanitized_logits", "head_commit",

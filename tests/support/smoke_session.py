@@ -10,8 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def smoke(project: Path, of_python: str, *arguments: str, **settings: str) -> tuple[int, str]:
-    """Exit code and output. `of_python`: an option of the interpreter; `settings`: environment variables."""
+def smoke(project: Path, of_python: str, *arguments: str, cwd: Path | None = None, **settings: str) -> tuple[int, str]:
+    """Exit code and output. `of_python`: an option of the interpreter; `cwd`: where it is typed, `project` if it is not
+    given; `settings`: environment variables."""
     tests = project / "tests"
     tests.mkdir(exist_ok=True)
     (tests / "test_lane.py").write_text("from harness.gates import *\n")
@@ -19,8 +20,20 @@ def smoke(project: Path, of_python: str, *arguments: str, **settings: str) -> tu
     # Or it would, at its end, clear away what earlier sessions of this machine left: up to half a minute.
     environment["PYTEST_DEBUG_TEMPROOT"] = str(project.parent)
     done = subprocess.run(
-        [sys.executable, of_python, "-m", "pytest", "-m", "smoke", "-p", "no:cacheprovider", *arguments],
-        cwd=project,
+        [
+            sys.executable,
+            of_python,
+            "-m",
+            "pytest",
+            "-m",
+            "smoke",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            *arguments,
+        ],
+        cwd=cwd or project,
         env={**environment, "GITHUB_ACTIONS": "", "PYTHONPATH": str(ROOT), **settings},
         capture_output=True,
         text=True,

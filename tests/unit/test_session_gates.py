@@ -76,10 +76,10 @@ def test_a_verdict_is_found_once_with_the_second_run_that_a_regression_needs(
 ) -> None:
     recorded(TOY)
     session, before = gates(DRIFT), lane.count
-    assert session.known_verdict is None and lane.count == before
+    assert session.told()[:2] == (0, None) and lane.count == before
     verdict = session.verdict
     assert verdict.kind == "environment-moved" and lane.count == before + 1
-    assert session.verdict is verdict is session.known_verdict and lane.count == before + 1
+    assert session.verdict is verdict and session.told()[0] == 1 and lane.count == before + 1
     assert [session.holds(part) for part in PARTS] == [True, True, False, False]
 
 
@@ -88,8 +88,26 @@ def test_a_session_that_records_runs_again_only_to_record(gates: Make, lane: Lan
     session, before = gates(DRIFT, update=True, reason=REASON), lane.count
     assert [session.holds(part) for part in PARTS] == [True, True, False, False] and lane.count == before
     session.record()
-    assert lane.count == before + 1 and session.changes
+    assert lane.count == before + 1 and session.told()[2][0].startswith("changed ")
     assert session.verdict.kind == "match" and all(map(session.holds, PARTS))
+
+
+def test_the_processes_of_one_session_share_its_verdict_and_its_recording(
+    gates: Make, lane: Lane, recorded: Any, tmp_path: Path
+) -> None:
+    recorded(TOY)
+    options: dict[str, Any] = {"update": True, "reason": REASON, "shared": tmp_path / "verdict"}
+    one, other = gates(DRIFT, **options), gates(DRIFT, **options)
+    assert not one.holds("loss") and not other.holds("loss")
+    before = lane.count
+    one.record()
+    other.record()  # it had looked before that
+    assert lane.count == before + 1 and one.verdict == other.verdict and one.told() == other.told()
+    assert one.verdict.kind == "match" and one.told()[2][0].startswith("changed ")
+    refusing = [gates(DRIFT, update=True, shared=tmp_path / "refused") for _ in range(2)]
+    for session in refusing:
+        with pytest.raises(RecordRefused, match="reason"):
+            session.record()
 
 
 def test_a_part_of_a_regression_that_did_not_move_holds_while_recording(gates: Make, recorded: Any) -> None:

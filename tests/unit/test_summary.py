@@ -244,7 +244,8 @@ SESSION = """
 
     def pytest_configure(config):
         config.addinivalue_line("markers", "smoke: gates")
-        collect.register(config, lambda: Path({run_dir!r}))
+        if not hasattr(config, "workerinput"):
+            collect.register(config, lambda: Path({run_dir!r}))
 
     def pytest_collection_modifyitems(items):
         collect.tell_wants(items)
@@ -252,7 +253,7 @@ SESSION = """
     @pytest.fixture(scope="session", autouse=True)
     def verdict(request):
         yield
-        collect.publish_verdict(request.config, {verdict!r})
+        collect.publish_verdict(request.config, 1, {verdict!r}, [])
 """
 GATES = """
     import pytest
