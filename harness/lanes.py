@@ -44,6 +44,7 @@ from harness.numerics.digest import dataset_digest, file_sha256
 
 PAGE = "docs/gate-your-own-lane.md"
 GRACE_S = 10.0
+BLOCK = 1 << 16  # frames of audio in memory at once
 COPIES = {"status": "train_status.json", "manifest": "voice_dataset_manifest.json", "report": "train_report.txt",
           "trace": "trace.jsonl", "checkpoint": "checkpoint"}  # fmt: skip
 STEMS = ("checkpoint", "initial")  # of copies that keep their suffix
@@ -530,23 +531,24 @@ def _copied(source: Path, folder: Path, write: Callable[[int, Path, Path], None]
 def _change(file: Path, target: Path) -> None:
     import numpy as np
 
-    def change(values: Any) -> Any:
-        changed = values[::-1].copy()
-        changed[: len(changed) // 2] //= np.array(2, changed.dtype)
-        return changed
-
     if file.suffix == ".npy":
         from harness.evidence import read_array
 
-        np.save(target, change(read_array(file)))
+        changed = read_array(file)[::-1].copy()
+        changed[: len(changed) // 2] //= np.array(2, changed.dtype)
+        np.save(target, changed)
         return
     import soundfile
 
     try:
-        info = soundfile.info(file)
-        rate = info.samplerate  # in blocks: a header may claim more than memory holds
-        values = np.concatenate(list(soundfile.blocks(file, 1 << 16, dtype="int32", always_2d=True)))
-        soundfile.write(target, change(values), rate, format=info.format, subtype=info.subtype)
+        with soundfile.SoundFile(file) as old:
+            facts = (old.samplerate, old.channels, old.subtype, None, old.format)
+            with soundfile.SoundFile(target, "w", *facts) as new:
+                for end in range(old.frames, 0, -BLOCK):
+                    old.seek(max(0, end - BLOCK))
+                    block = old.read(min(end, BLOCK), dtype="int32", always_2d=True)[::-1]
+                    block[: max(0, end - (old.frames + 1) // 2)] //= 2
+                    new.write(block)
     except (RuntimeError, TypeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
         what = f"a file that is not changed here ({' '.join(str(error).split())[:100]})"
         raise mismatch(file, what, "audio (WAV, FLAC, OGG) or an .npy array") from None

@@ -155,6 +155,7 @@ class RunEvidence:
         self.exit_code_path = run_dir / EXIT_CODE
         self._run_id = run_id
         self._outcomes: dict[str, Any] = {}
+        self._digests: dict[tuple[int, ...], str] = {}
 
     @_once
     def report(self) -> dict[str, str]:
@@ -371,10 +372,14 @@ class RunEvidence:
         with open_regular(path, AUDIO_LIMIT, "a staged file"):
             pass
         try:
-            found = path.stat().st_size
-            if size is not None and found != size:
-                raise mismatch(path, f"{found:,} bytes", f"{size:,}, as the manifest says")
-            return file_sha256(path)
+            found = path.stat()
+            if size is not None and found.st_size != size:
+                raise mismatch(path, f"{found.st_size:,} bytes", f"{size:,}, as the manifest says")
+            # Read once, by whichever gate comes first: a recording may be gigabytes long.
+            stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if stamp not in self._digests:
+                self._digests[stamp] = file_sha256(path)
+            return self._digests[stamp]
         except OSError as error:
             raise mismatch(path, f"a file that cannot be read ({error})", "a staged file") from None
 

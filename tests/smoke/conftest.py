@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from truth import Truth, load_model
 
 from harness.evidence import EvidenceError, RunEvidence
 from harness.lane.hub import ask_the_hub_no_more
 from harness.lane.settings import is_shipped
 from harness.pytest_plugin import is_external
-
-sys.path.insert(0, str(Path(__file__).parent))
-from truth import Truth, load_model
 
 
 @pytest.fixture(scope="session", autouse=True)

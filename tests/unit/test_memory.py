@@ -1,18 +1,21 @@
-"""Memory is given back in long forward passes, and in those alone."""
+"""Memory is given back in long forward passes, in those alone, and again and again on the way through a recording."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import audio_files
 import pytest
 from lazy import Lazy
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.lane import memory
+    from harness.lane import memory, tokens
 else:
-    torch, memory = Lazy("torch"), Lazy("harness.lane.memory")
+    torch, memory, tokens = Lazy("torch"), Lazy("harness.lane.memory"), Lazy("harness.lane.tokens")
 
 
 @pytest.mark.parametrize(("tokens", "calls"), [(512, 3), (511, 0)])
@@ -59,3 +62,24 @@ def test_glibc_has_it() -> None:
     if trim is None:
         pytest.skip("another C library than glibc")
     assert trim(0) in (0, 1)
+
+
+def test_given_back_for_every_so_many_seconds_of_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Codec(torch.nn.Module):
+        sample_rate, frame_rate, channels = 32_000, 50, 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = torch.nn.Linear(1, 1)
+
+        def encode(self, wave: Any) -> Any:
+            return torch.zeros(1, 4, 50, dtype=torch.int64), None
+
+    asked: list[int] = []
+    monkeypatch.setattr("harness.lane.tokens.find_trim", lambda: asked.append)
+    monkeypatch.setattr("harness.lane.tokens.TRIM_SECONDS", 3)
+    audio_files.write(tmp_path / "a.wav", audio_files.voice(10), subtype="PCM_16")
+    settings: Any = SimpleNamespace(chunk_seconds=1.0, stride_seconds=1.0, audio_dir=tmp_path)
+    entry = {"target": "a.wav", "sha256": "0" * 64, "sample_rate": 32_000, "frames": 320_000}
+    assert len(tokens.tokenise(settings, {"entries": [entry]}, Codec()).codes) == 10
+    assert asked == [0] * 3

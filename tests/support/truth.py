@@ -1,0 +1,160 @@
+"""The first batch worked out without the lane: audiocraft's model in float64, and its own tokens of the audio on the
+disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from harness.evidence import RunEvidence
+
+Array = NDArray[np.float64]
+ZEROS, ROLLOFF = 24, 0.945  # of julius' filter: zero crossings to each side, and the part of the band that is kept
+AT_ONCE = 1 << 14  # samples that are worked out at once
+# Seconds decoded before what is wanted: after a seek an MP3 or Opus decoder needs the frames before to be itself again.
+RUN_IN = 1.0
+SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "data" / "musicgen_nano"
+
+
+def load_model() -> Any:
+    """The MusicGen that the run was asked to use, as audiocraft loads it, in float64 on the CPU."""
+    import torch
+
+    from harness.lane.audiocraft_import import prepare_audiocraft
+    from harness.lane.model import check_model_directory
+
+    torch.set_num_threads(1)
+    name = os.environ.get("LANE_MODEL") or str(SHIPPED_MODEL)
+    own = Path(name)
+    prepare_audiocraft(transformers=own != SHIPPED_MODEL and (not own.is_dir() or check_model_directory(own)[1]))
+    from audiocraft.models.musicgen import MusicGen
+    from audiocraft.modules.transformer import set_efficient_attention_backend
+
+    set_efficient_attention_backend("torch")
+    model = MusicGen.get_pretrained(name, device="cpu")
+    model.lm.double()
+    model.compression_model.double()
+    return model
+
+
+def resampled(path: Path, rate: int, start: int, count: int) -> Array:
+    """Samples [start, start + count) of a recording at ``rate`` Hz, the mean of its channels: float64 ``[count]``.
+
+    Each is a sum over the source around its time, and is the same whatever else is asked for.
+    """
+    own = soundfile.info(path).samplerate
+    if own == rate:
+        return stretch(path, start, start + count)
+    kernels = filters(own, rate)
+    width = kernels.shape[1] // 2
+    # The source's sample before each, and how far behind it, in as many parts as there are kernels.
+    places, phases = np.divmod(np.arange(start, start + count) * (own // math.gcd(own, rate)), len(kernels))
+    source = stretch(path, int(places[0]) - width, int(places[-1]) + width + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(source, 2 * width + 1)
+    rows = np.array_split(np.arange(count), count // AT_ONCE + 1)
+    return np.concatenate([(windows[places[i] - places[0]] * kernels[phases[i]]).sum(axis=1) for i in rows])
+
+
+@cache
+def filters(own: int, rate: int) -> Array:
+    """julius' filter from ``own`` to ``rate`` Hz: ``[parts of a source sample, 2 * width + 1]``, each row of sum 1.
+
+    julius itself makes each kernel for whole periods of the two rates: 11 GB from 44,101 Hz, and here 20 MB.
+    """
+    cutoff = ROLLOFF * min(1.0, rate / own)  # zero crossings of the sinc in a source sample
+    width = math.ceil(ZEROS / cutoff)
+    parts = rate // math.gcd(own, rate)
+    t = (np.arange(-width, width + 1) - np.arange(parts)[:, None] / parts) * cutoff
+    np.clip(t, -ZEROS, ZEROS, out=t)
+    kernels = np.sinc(t) * np.cos(np.pi * t / ZEROS / 2) ** 2
+    return np.asarray(kernels / kernels.sum(axis=1, keepdims=True))
+
+
+def stretch(path: Path, first: int, last: int) -> Array:
+    """Samples [first, last) of a recording at its own rate, the mean of its channels: float64 ``[last - first]``.
+    Outside the recording, its first or last sample."""
+    with soundfile.SoundFile(path) as file:
+        low = max(first, 0)
+        run_in = min(low, round(RUN_IN * file.samplerate))
+        file.seek(low - run_in)
+        wave = file.read(run_in + last - low, always_2d=True)[run_in:].mean(axis=1)
+    return np.pad(wave, (low - first, last - low - len(wave)), mode="edge")
+
+
+class Truth:
+    """What the first batch must be. Everything is computed when it is first asked for, so that an error is a test's
+    own."""
+
+    def __init__(self, model: Any, run: RunEvidence) -> None:
+        self.model = model
+        self.run = run
+
+    @cached_property
+    def chunks(self) -> list[tuple[Path, int]]:
+        """The first batch's chunks: each one's file, and its first sample at the model's rate."""
+        trace, manifest = self.run.trace, self.run.manifest
+        files = {entry["sha256"]: self.run.manifest_path.parent / entry["target"] for entry in manifest["entries"]}
+        chunks = [trace.tokens["chunks"][i] for i in trace.steps[0]["chunks"]]
+        return [(files[chunk["file"]], chunk["start"]) for chunk in chunks]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the audio at hand is the lane's to the bit: not resampled, and decoded alike from wherever one
+        begins. After a seek an MP3's samples differ by up to 2e-7."""
+        infos = [soundfile.info(path) for path, _ in self.chunks]
+        return all(i.samplerate == self.model.sample_rate and not i.subtype.startswith("MPEG") for i in infos)
+
+    @cached_property
+    def waves(self) -> Array:
+        """The first batch's audio, mono at the model's rate: float64 ``[batch, samples]``. Reads no more than that."""
+        samples = self.run.trace.tokens["shape"][2] * round(self.model.sample_rate / self.model.frame_rate)
+        return np.stack([resampled(path, self.model.sample_rate, start, samples) for path, start in self.chunks])
+
+    @cached_property
+    def codes(self) -> Any:
+        """The codec's tokens of ``waves``: int64 ``[batch, codebooks, frames]``."""
+        import torch
+
+        with torch.no_grad():
+            return torch.cat(
+                [self.model.compression_model.encode(w[None, None])[0] for w in torch.from_numpy(self.waves)]
+            )
+
+    @cached_property
+    def conditions(self) -> Any:
+        """The text condition of the batch."""
+        import torch
+        from audiocraft.modules.conditioners import ConditioningAttributes
+
+        provider = self.model.lm.condition_provider
+        text = {"description": self.run.status["settings"]["description"]}
+        batch = len(self.run.trace.steps[0]["chunks"])
+        with torch.no_grad():
+            return provider(provider.tokenize([ConditioningAttributes(text=dict(text)) for _ in range(batch)]))
+
+    def losses(self, codes: Any) -> Any:
+        """Cross-entropy by codebook on the valid positions, float64 ``[codebooks]``."""
+        import torch
+
+        with torch.no_grad():
+            output = self.model.lm.compute_predictions(codes, [], self.conditions)
+        by_codebook = []
+        for k in range(codes.shape[1]):
+            valid = output.mask[:, k]
+            by_codebook.append(torch.nn.functional.cross_entropy(output.logits[:, k][valid], codes[:, k][valid]))
+        return torch.stack(by_codebook)
+
+    def fresh_adapters(self) -> Any:
+        """The adapters as the lane makes them from the run's seed, float64."""
+        import torch
+
+        from harness.lane.adapter import make_adapters
+
+        return make_adapters(self.model.lm.dim, self.run.trace.header["seed"], dtype=torch.float64, device="cpu")
