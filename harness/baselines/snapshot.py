@@ -24,7 +24,7 @@ from syrupy.extensions.base import AbstractSyrupyExtension
 from syrupy.location import PyTestLocation
 
 from harness.baselines.baseline import Baseline, BaselineError, Code, Store
-from harness.baselines.compare import Verdict, compare, judge
+from harness.baselines.compare import GATES_COMMAND, Verdict, compare, judge
 from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
 from harness.baselines.result import PARTS, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
@@ -55,6 +55,7 @@ class Gates:
         update: bool = False,
         reason: str | None = None,
         environment: Mapping[str, str] | None = None,
+        command: str = GATES_COMMAND,
     ) -> None:
         self.evidence = evidence
         self.store = store
@@ -65,6 +66,7 @@ class Gates:
         self._update = update
         self._reason = reason
         self._environment = environment
+        self._command = command
         self._verdict: Verdict | None = None
         self._refused: RecordRefused | None = None
 
@@ -76,9 +78,8 @@ class Gates:
                 self._verdict = compare(self.evidence, self.store)
             else:
                 self._verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
-            if option := self.evidence.lane_option:
-                command = self._verdict.next_command.replace("pytest -m smoke", f"pytest -m smoke{option}")
-                self._verdict = dataclasses.replace(self._verdict, next_command=command)
+            typed = self._verdict.next_command.replace(GATES_COMMAND, f"{self._command}{self.evidence.lane_option}")
+            self._verdict = dataclasses.replace(self._verdict, next_command=typed)
         return self._verdict
 
     def parts(self) -> tuple[str, ...]:
