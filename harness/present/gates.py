@@ -84,7 +84,7 @@ class GatesFile:
 def read_gates(run_dir: Path) -> GatesFile:
     """The gates.json of a run directory. Raises GatesError."""
     path = run_dir / GATES
-    command = f"pytest -m smoke --lane-evidence {run_dir}"
+    command = f"pytest -m smoke --lane-evidence={run_dir}"
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)

@@ -154,4 +154,4 @@ def attach_streaming(lm: Any, adapters: Any) -> Any:
 
 
 def _judge(run_dir: Path) -> str:
-    return f"pytest -m smoke --lane-evidence {run_dir}"
+    return f"pytest -m smoke --lane-evidence={run_dir}"

@@ -17,11 +17,11 @@ from run_directory import edit_json, write_run
 from smoke_session import ROOT, smoke
 from toy_lane import Toy
 
-from harness.__main__ import COMMANDS
 from harness.baselines import explain
 from harness.baselines.baseline import Code, Store
 from harness.baselines.record import record
 from harness.baselines.snapshot import Gates
+from harness.bootstrap.command_line import COMMANDS
 from harness.evidence import load_run
 from harness.pytest_plugin import OPTIONS, joined
 from harness.session_run import GATE, SessionRun, ToldOnce, of_session
