@@ -14,6 +14,7 @@ pytest_plugins = ("harness.pytest_plugin",)
 
 
 def pytest_configure(config):  # type: ignore[no-untyped-def]
-    """`pytest -m smoke` collects the smoke gates alone; reading all other tests takes as long as importing torch."""
-    if config.getoption("-m") == "smoke" and config.args_source is config.ArgsSource.TESTPATHS:
+    """`pytest -m smoke` collects the smoke gates alone, from whatever folder; reading all other tests takes as long as
+    importing torch."""
+    if config.getoption("-m") == "smoke" and config.args_source is not config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / "tests" / "smoke")]

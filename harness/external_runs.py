@@ -9,14 +9,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock
-
 from harness.baselines.baseline import Baseline
 from harness.baselines.compare import SecondLegUnavailable
 from harness.baselines.second_leg import run_second_leg
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
 from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, put_back, renamed_audio
 from harness.numerics.digest import file_sha256
+from harness.session_lock import one_at_a_time
 
 Say = Callable[[str], None]
 _SAYS = {
@@ -62,7 +61,7 @@ class ExternalRuns:
     def _run(self, kind: str, start: Callable[[Path], object]) -> ExternalEvidence:
         run_dir, done = self.folder / kind, self.folder / f"{kind}.done"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(self.folder / "lock")):
+        with one_at_a_time(self.folder / "lock"):
             if not done.exists():
                 start(run_dir)
                 done.touch()

@@ -15,12 +15,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.lane.files import atomic_write, show, write_json
 from harness.lane.lock import Busy, owned
-from harness.lane.report import one_line, render_report
+from harness.lane.report import HEADER, one_line, render_report
 from harness.lane.settings import DEFAULT_THREADS, default_timeout_s
 from harness.numerics.modes import environment_pins
 
@@ -29,12 +29,14 @@ GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped;
 
 @dataclass(frozen=True)
 class LaneExit:
-    """How a lane process ended. ``exit_code`` is negative for a signal that killed it."""
+    """How a lane process ended. ``exit_code`` is negative for a signal that killed it. ``report``: what it told of its
+    run, or was told for it; also where it could be written nowhere."""
 
     exit_code: int
     run_dir: Path
     run_id: str
     seconds: float
+    report: str = ""
 
 
 def start_child(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[str]:
@@ -85,6 +87,7 @@ class LaneProcess:
         status = environment.get("TRAIN_STATUS_PATH") or str(run_dir / "train_status.json")
         self._status_path = (code or Path.cwd()) / status
         self._last_line = ""
+        self._printed: list[str] = []  # the report that it printed
         self._started = time.monotonic()
         self._started_at = _now()
         flags = ["-O"] * sys.flags.optimize
@@ -99,6 +102,10 @@ class LaneProcess:
         with self._process.stdout as lines:
             for line in lines:
                 self._last_line = line.strip() or self._last_line
+                if line.rstrip() == HEADER:
+                    self._printed = [HEADER]
+                elif self._printed and ": " in line:
+                    self._printed.append(line.rstrip("\n"))
                 self._on_line(line.rstrip("\n"))
 
     @property
@@ -130,8 +137,7 @@ class LaneProcess:
             raise
         self._reader.join(timeout=GRACE_S)
         ended = LaneExit(self._process.returncode, self.run_dir, self.run_id, time.monotonic() - self._started)
-        self._leave_word(ended)
-        return ended
+        return self._leave_word(ended)
 
     def stop(self) -> None:
         """End a lane that is still running: asked first, then killed. Safe to call at any time."""
@@ -143,21 +149,27 @@ class LaneProcess:
                 self._process.kill()
                 self._process.wait()
 
-    def _leave_word(self, ended: LaneExit) -> None:
+    def _leave_word(self, ended: LaneExit) -> LaneExit:
         """Write the exit code, and status and report for a lane that could not. A run directory that another run owns
-        is not touched."""
+        is not touched. Returns ``ended`` with its report."""
         spoke = self._status_is_ours()
+        told = replace(ended, report="".join(f"{line}\n" for line in self._printed))
         if not spoke and ended.exit_code == 3:
-            return  # the run directory was not this run's to use; the lane said so
+            return told  # the run directory was not this run's to use; the lane said so
+        is_dead = ended.exit_code < 0 or not spoke
+        if is_dead:
+            status, text = self._word_for_the_dead(ended)
+            told = replace(told, report=text)
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             with owned(self.run_dir):
-                if ended.exit_code < 0 or not spoke:
-                    self._speak_for_the_dead(ended)
+                if is_dead:
+                    write_json(self._status_path, status)
+                    atomic_write(self.run_dir / "train_report.txt", text.encode())
                 atomic_write(self.run_dir / "exit_code.txt", f"{ended.exit_code}\n".encode())
         except (OSError, Busy) as error:
             reason = getattr(error, "strerror", None) or f"in use by {error}"
             self._on_line(f"FAILED {self.run_dir}: nothing could be written for the lane that ended ({reason})")
+        return told
 
     def _status_is_ours(self) -> bool:
         """Whether the lane itself wrote how it ended."""
@@ -174,9 +186,9 @@ class LaneProcess:
             return {}
         return status if isinstance(status, dict) else {}
 
-    def _speak_for_the_dead(self, ended: LaneExit) -> None:
-        """A process that was killed cannot write status and report; its parent does, so that they are never missing.
-        Raises OSError."""
+    def _word_for_the_dead(self, ended: LaneExit) -> tuple[dict[str, object], str]:
+        """Status and report for a process that was killed, or could write neither: its parent's, so that they are never
+        missing. What the process itself gave as the reason stays the reason."""
         if ended.exit_code >= 0:
             code, how = "lane_died", f"ended with exit code {ended.exit_code}"
             hint = f"its last line: {self._last_line or 'none'}"
@@ -193,16 +205,17 @@ class LaneProcess:
             "root_cause": one_line(f"{code}: the lane's process {how} after {ended.seconds:.0f} s ({hint})"),
             "next_unblock_action": one_line(f"look at {self.run_dir / 'lane.log'}, then run it again"),
         }
+        if ended.exit_code > 0:
+            printed = dict(line.split(": ", 1) for line in self._printed[1:])
+            outcome |= {key: printed[key] for key in outcome if key in printed}
         boundary = {"lane": "experimental", "promotable": False, "run_id": self.run_id}
         unknown = {"loss": None, "loss_first": None, "steps_done": 0, "steps_total": 0, "sanitized_logits": 0}
         nothing = dict.fromkeys(("checkpoint_path", "checkpoint_sha256", "checkpoint_tensor_digest"))
         times = {"started_at": self._started_at, "finished_at": _now(), "settings": {}}
         schema = {"schema": "train_status/1", **boundary, "status": "failed"}
         status = {**schema, **outcome, **unknown, **nothing, **times}
-        write_json(self._status_path, status)
         paths = {"training_status_path": show(self._status_path), "training_status_json": json.dumps(status)}
-        text = render_report({"objective_status": "failed", **outcome, **paths, **boundary})
-        atomic_write(self.run_dir / "train_report.txt", text.encode())
+        return status, render_report({"objective_status": "failed", **outcome, **paths, **boundary})
 
 
 def _now() -> str:

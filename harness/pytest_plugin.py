@@ -8,39 +8,48 @@ import gc
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from harness.baselines.baseline import Baseline, Code, Store
+from harness.baselines.compare import GATES_COMMAND
 from harness.baselines.record import refusal
 from harness.baselines.second_leg import code_of, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
+from harness.bootstrap.report import REPORT_SHOWN
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
 from harness.evidence.external import RUN_FILE
+from harness.evidence.strict import is_there
 from harness.external_runs import ExternalRuns
 from harness.lane.environment import let_warnings_be_warnings
+from harness.lane.settings import VARIABLES
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
 from harness.present.collect import NAME as COLLECTOR
 from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
-from harness.present.facts import load_here
 from harness.present.gates import NOT_APPLICABLE
+from harness.session_lock import one_at_a_time
+from harness.session_run import SessionRun, ToldOnce, of_session
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
 pytest.register_assert_rewrite("harness.gates")
 
-RUN_DIR = pytest.StashKey[Path]()
+ASTRAY = pytest.StashKey[bool]()
+RUN = pytest.StashKey[SessionRun]()
 LANE = pytest.StashKey[ExternalLane | None]()
 CODE = pytest.StashKey[Code]()
 APPLICABLE = pytest.StashKey["Applicable"]()
+
+
+OPTIONS = ("--lane", "--lane-run-dir", "--lane-evidence", "--baselines", "--baseline-reason")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,6 +82,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def joined(words: Sequence[str]) -> list[str]:
+    """A command line on which a value of ours follows its option after `=`, and not as a word of its own."""
+    known: list[str] = []
+    for index, word in enumerate(words):
+        before = known[-1] if known else ""
+        if before in OPTIONS and not word.startswith("-"):
+            known[-1] = f"{before}={word}"
+        elif word == "--":
+            return [*known, *words[index:]]
+        else:
+            known.append(word)
+    return known
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> Generator[None, None, None]:
+    """pytest finds its root directory before it knows these options, and takes the DIR of `--lane-evidence DIR` for one
+    of the paths that say where that is. Nothing of such a pass is used: pytest_cmdline_main makes another."""
+    words = list(early_config.invocation_params.args)
+    added = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+    if joined(added) != added:
+        os.environ["PYTEST_ADDOPTS"] = shlex.join(joined(added))
+    if joined(added) != added or joined(words) != words:
+        early_config.stash[ASTRAY] = True
+        early_config.known_args_namespace.noconftest = True
+        args.clear()
+    yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Begin again, with a command line that leads pytest to the same root directory with and without our options."""
+    if not config.stash.get(ASTRAY, False):
+        return None
+    return pytest.main(joined(config.invocation_params.args), plugins=config.invocation_params.plugins)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Read the table of `--lane`, and collect how the gates end: for report.html, gates.json, JUnit and GitHub."""
     if sys.flags.optimize and config.getoption("assertmode") == "plain":
@@ -86,10 +132,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if hasattr(config, "workerinput"):
         return
-    collector = register(config, lambda: config.stash.get(RUN_DIR, None))
+    collector = register(config, lambda: run_that_was_left(config))
     if is_external(config):
         config.stash[APPLICABLE] = Applicable(collector)
         config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
+    config.pluginmanager.register(ToldOnce(), "lane-told-once")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -111,10 +158,16 @@ def _installed(name: str) -> bool:
     return True
 
 
+def run_that_was_left(config: pytest.Config) -> Path | None:
+    """The session's run directory, where the session's run lies in it: of another's, nothing is touched."""
+    run = config.stash.get(RUN, None)
+    return run.run_dir if run is not None and run.evidence().is_left() else None
+
+
 def is_external(config: pytest.Config) -> bool:
     """Whether the session's run is that of an external lane."""
     return config.stash.get(LANE, None) is not None or (
-        bool(config.getoption("--lane-evidence")) and (run_directory(config) / RUN_FILE).exists()
+        bool(config.getoption("--lane-evidence")) and is_there(run_directory(config) / RUN_FILE)
     )
 
 
@@ -158,9 +211,14 @@ def lane_process(
             pytest.fail(why, pytrace=False)  # pytest-xdist takes a worker that ends the session for one that broke
         pytest.exit(why, returncode=pytest.ExitCode.USAGE_ERROR)
     run_dir = run_directory(config)
-    config.stash[RUN_DIR] = run_dir
     worker = getattr(config, "workerinput", None)
     lane = config.stash.get(LANE, None)
+
+    def know(run: SessionRun) -> RunEvidence:
+        config.stash[RUN] = run
+        if worker is not None:
+            config.workeroutput["lane_run"] = [str(run.run_dir), run.run_id, run.told]  # type: ignore[attr-defined]
+        return run.evidence()
 
     def start(say: Callable[[str], None] | None = None) -> LaneProcess | ExternalProcess:
         if lane is None:
@@ -169,41 +227,46 @@ def lane_process(
             show = _Throttled(say) if say else _ignore
             return ExternalProcess(lane, run_dir, numeric_class=_numeric_class, on_line=show)
         except EvidenceError as error:
+            know(SessionRun(run_dir, "none", f"no run: {error}"))
             pytest.fail(str(error), pytrace=False)
 
+    def end(process: LaneProcess | ExternalProcess) -> RunEvidence:
+        ended = process.wait()
+        return know(SessionRun(run_dir, ended.run_id, getattr(ended, "report", "")))
+
     if config.getoption("--lane-evidence"):
-        yield lambda: load_here(run_dir)
+        evidence = know(SessionRun(run_dir, None))
+        yield lambda: evidence
     elif worker is None:
         with _terminal(config) as say:
             process = start(say)
+            know(SessionRun(run_dir, process.run_id))
             try:
                 lane_code(config)  # now, and not when the run has ended
-                yield lambda: _evidence(run_dir, process.wait().run_id)
+                yield lambda: end(process)
             finally:
                 process.stop()
     else:
         lane_code(config)
-        worker_output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
-        worker_output["lane_run_dir"] = str(run_dir)
         result = _shared(config, tmp_path_factory, "run")
         assert result is not None
-        with FileLock(f"{result}.lock"):
+        with one_at_a_time(result.with_suffix(".lock")):
             if not result.exists():
-                run_id = start().wait().run_id
+                end(start())
                 unfinished = result.with_suffix(".tmp")
-                unfinished.write_text(json.dumps({"run_id": run_id}))
+                unfinished.write_text(json.dumps([config.stash[RUN].run_id, config.stash[RUN].told]))
                 unfinished.replace(result)
-        yield lambda: _evidence(run_dir, json.loads(result.read_text())["run_id"])
+        evidence = know(SessionRun(run_dir, *json.loads(result.read_text())))
+        yield lambda: evidence
 
 
 @pytest.fixture(scope="session")
 def lane_run(lane_process: Callable[[], RunEvidence]) -> RunEvidence:
     """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``."""
     # While the lane trains on one core, this process imports on another what the gates will need.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):  # which the lane meets too, and says so
         let_warnings_be_warnings()
-        torch = importlib.import_module("torch")
-    torch.set_num_threads(1)
+        importlib.import_module("torch").set_num_threads(1)
     gc.freeze()  # pytest's and Python's last collections would look through all that torch made: 0.6 s (measured)
     return lane_process()
 
@@ -262,16 +325,6 @@ def lane_same_audio(external_runs: ExternalRuns | None) -> Callable[[], External
     return _further(external_runs, "same_audio")
 
 
-def _evidence(run_dir: Path, run_id: str) -> RunEvidence:
-    """The run's evidence, from where the user's settings put it; with its id, so that no stale file passes."""
-    moved: dict[str, Path] = {}
-    if status := os.environ.get("TRAIN_STATUS_PATH"):
-        moved["status_path"] = Path.cwd() / status
-    if audio := os.environ.get("KNOWLEDGE_AUDIO_DIR"):
-        moved["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
-    return load_run(run_dir, run_id=run_id, **moved)
-
-
 @pytest.fixture(scope="session")
 def baseline_gates(
     request: pytest.FixtureRequest,
@@ -292,7 +345,7 @@ def baseline_gates(
             # In a folder of its own, wherever the user put the session's files.
             own = dict.fromkeys(("TRAIN_STATUS_PATH", "KNOWLEDGE_AUDIO_DIR", "RUN_PREPARE"), "")
             ended = run_lane(folder, own, code=code, on_line=lambda line: _show_progress(line, say))
-        return load_run(folder, run_id=ended.run_id)
+        return load_run(folder, run_id=ended.run_id, told=ended.report)
 
     def second_leg(baseline: Baseline) -> RunEvidence:
         if external_runs is not None:
@@ -309,9 +362,24 @@ def baseline_gates(
         update=bool(config.getoption("--snapshot-update", default=False)),
         reason=config.getoption("--baseline-reason"),
         shared=_shared(config, tmp_path_factory, "verdict"),
+        command=gates_command(config),
     )
     yield gates
     publish_verdict(config, *gates.told())
+
+
+def gates_command(config: pytest.Config) -> str:
+    """What to type, from where this session was started, to run its gates with its settings: `pytest -m smoke`, with
+    what it takes here."""
+    settings = VARIABLES if config.stash.get(LANE, None) is None else ()
+    words = [f"{name}={shlex.quote(os.environ[name])}" for name in settings if os.environ.get(name)]
+    words.append("python3 -m harness run" if REPORT_SHOWN in os.environ else GATES_COMMAND)
+    if (store := config.getoption("--baselines")) != "baselines":
+        words.append(f"--baselines={shlex.quote(store)}")
+    named = config.args_source is config.ArgsSource.ARGS and config.invocation_params.dir != config.rootpath
+    if named and not hasattr(config, "workerinput"):
+        words += map(shlex.quote, config.args)
+    return " ".join(words)
 
 
 @pytest.fixture
@@ -458,13 +526,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def pytest_testnodedown(node: Any, error: object) -> None:
     """With pytest-xdist: learn from a worker where the session's run lies."""
     output = getattr(node, "workeroutput", {})
-    if "lane_run_dir" in output:
-        node.config.stash[RUN_DIR] = Path(output["lane_run_dir"])
+    if "lane_run" in output:
+        run_dir, *rest = output["lane_run"]
+        node.config.stash[RUN] = SessionRun(Path(run_dir), *rest)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> Generator[None, None, None]:
     """The lane's report, last (after pytest's own summary), whatever happened."""
     yield
@@ -474,19 +543,17 @@ def pytest_terminal_summary(
     collector = config.pluginmanager.get_plugin(COLLECTOR)
     for line in collector.verdict_lines if isinstance(collector, GateCollector) else ():
         terminalreporter.write_line(line)
-    run_dir = config.stash.get(RUN_DIR, None)
-    if run_dir is not None:
-        for line in _report_lines(run_dir):
+    if (run := config.stash.get(RUN, None)) is not None:
+        failed = [test for kind in ("failed", "error") for test in terminalreporter.stats.get(kind, [])]
+        terminalreporter.write_line("")
+        for line in of_session(run.report(), failed, exitstatus, _next_action(config)):
             terminalreporter.write_line(line)
+        if shown := os.environ.get(REPORT_SHOWN):
+            Path(shown).touch()
 
 
-def _report_lines(run_dir: Path) -> Iterator[str]:
-    path = run_dir / "train_report.txt"
-    yield ""
-    try:
-        yield from path.read_text(encoding="utf-8", errors="backslashreplace")[:100_000].splitlines()
-    except OSError as error:
-        if (run_dir / RUN_FILE).exists():
-            yield f"the lane gives no report; its evidence and its log: {run_dir}"
-            return
-        yield f"{path}: no report ({error.strerror}); the lane's log: {run_dir / 'lane.log'}"
+def _next_action(config: pytest.Config) -> str:
+    """What to do about a red session: what the verdict says, else to read what failed."""
+    verdict = getattr(config.pluginmanager.get_plugin(COLLECTOR), "verdict", None) or {}
+    command = str(verdict.get("next") or "")
+    return "; ".join(command.splitlines()) or "read what pytest printed of the first failure, above"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
 Kind = Literal[
     "match", "tolerance-match", "regression", "nondeterministic", "environment-moved", "incomparable", "missing"
 ]
-RECORD = 'pytest -m smoke --snapshot-update --baseline-reason "why the result is right"'
+GATES_COMMAND = "pytest -m smoke"
+RECORD = f'{GATES_COMMAND} --snapshot-update --baseline-reason "why the result is right"'
 COLUMNS = ("what", "obtained", "expected", "distance")
 BITS = Rule("to the bit", digests=True, loss=0.0, tensor=0.0)
 
@@ -208,7 +210,7 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
             "incomparable",
             headline,
             store.path_for(result),
-            next_command=f"git checkout -- {shown(store.path_for(result))}",
+            next_command=f"git checkout -- {shlex.quote(shown(store.path_for(result)))}",
         ), None
     if baseline is not None:
         return _against(result, baseline, exact_rule(baseline), "match"), baseline
@@ -266,7 +268,7 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
         cause=likely_cause(where, result, expected, items) if where else "",
         moved=tuple(moved(result, expected)),
         notes=tuple(f"{part}: {why}" for part, why in result.unreadable.items()),
-        next_command=f"python3 -m harness explain {result.source} {expected.source}\nif the change is meant: {RECORD}",
+        next_command=f"{_explain(result, expected)}\nif the change is meant: {RECORD}",
     )
 
 
@@ -309,7 +311,7 @@ def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdic
             "something draws without a seed, depends on time, memory addresses or thread timing, or runs a "
             f"nondeterministic kernel, in the {where.phase if where else ''} phase"
         ),
-        next_command=f"python3 -m harness explain {first.source} {second.source}",
+        next_command=_explain(first, second),
     )
 
 
@@ -418,6 +420,10 @@ def _noted(verdict: Verdict, note: str) -> Verdict:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{error}".split())[:200] or type(error).__name__
+
+
+def _explain(one: Result, other: Result) -> str:
+    return f"python3 -m harness explain {shlex.quote(one.source)} {shlex.quote(other.source)}"
 
 
 def _read_log() -> str:

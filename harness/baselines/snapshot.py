@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pytest
-from filelock import FileLock
 from syrupy.assertion import DiffMode, SnapshotAssertion
 from syrupy.data import SnapshotCollection, SnapshotCollections
 from syrupy.extensions.base import AbstractSyrupyExtension
 from syrupy.location import PyTestLocation
 
 from harness.baselines.baseline import Baseline, BaselineError, Code, Store
-from harness.baselines.compare import Verdict, compare, judge
+from harness.baselines.compare import GATES_COMMAND, Verdict, compare, judge
 from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
 from harness.baselines.result import PARTS, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
+from harness.session_lock import one_at_a_time
 
 
 class BaselineFactory(Protocol):
@@ -72,6 +72,7 @@ class Gates:
         reason: str | None = None,
         environment: Mapping[str, str] | None = None,
         shared: Path | None = None,
+        command: str = GATES_COMMAND,
     ) -> None:
         self.evidence = evidence
         self.store = store
@@ -82,6 +83,7 @@ class Gates:
         self._reason = reason
         self._environment = environment
         self._shared = shared
+        self._command = command
         self._own = Findings()
 
     @contextlib.contextmanager
@@ -90,7 +92,7 @@ class Gates:
         if self._shared is None:
             yield self._own
             return
-        with FileLock(f"{self._shared}.lock"):
+        with one_at_a_time(Path(f"{self._shared}.lock")):
             found = pickle.loads(self._shared.read_bytes()) if self._shared.exists() else Findings()
             count = found.count
             yield found
@@ -113,10 +115,8 @@ class Gates:
             verdict = compare(self.evidence, self.store)
         else:
             verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
-        if option := self.evidence.lane_option:
-            command = verdict.next_command.replace("pytest -m smoke", f"pytest -m smoke{option}")
-            verdict = dataclasses.replace(verdict, next_command=command)
-        return verdict
+        typed = verdict.next_command.replace(GATES_COMMAND, f"{self._command}{self.evidence.lane_option}")
+        return dataclasses.replace(verdict, next_command=typed)
 
     def parts(self) -> tuple[str, ...]:
         """The parts that the run gives, or that were recorded of it: an external lane need not give all."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.report import publish_failure, run_directory
+from harness.bootstrap.report import REPORT_SHOWN, is_kept, publish_failure, run_directory
 from harness.bootstrap.settings import read_settings
 from harness.bootstrap.setup import Setup, set_up
 from harness.bootstrap.steps import SetupLog, explain_to_terminal
@@ -68,7 +70,11 @@ def prepare(environ: dict[str, str], root: Path = ROOT) -> Setup | int:
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
-    explain_to_terminal(failure, log, run_directory(root, environ))
+    # The logs of a set-up are no part of a run either.
+    kept = is_kept(root, environ)
+    has_said = bool(log.stdout or log.traceback)
+    directory = Path(tempfile.mkdtemp(prefix="set-up-")) if kept and has_said else run_directory(root, environ)
+    explain_to_terminal(failure, log, directory)
     publish_failure(failure, root, environ)
     return code
 
@@ -118,26 +124,20 @@ def run(arguments: list[str]) -> int:
     setup = prepare(environ)
     if isinstance(setup, int):
         return setup
-    report = run_directory(ROOT, environ) / "train_report.txt"
-    before = _identity(report)
-    code = run_child([setup.python, "-m", "pytest", "-m", "smoke", *arguments], setup.child_environ(environ))
-    if code != 0 and _identity(report) == before:
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Path(folder) / "shown"
+        child = {**setup.child_environ(environ), REPORT_SHOWN: str(shown)}
+        code = run_child([setup.python, "-m", "pytest", "-m", "smoke", *arguments], child)
+        is_shown = shown.exists()
+    if code != 0 and not is_shown:
         failure = SetupError(
             "pytest",
-            f"pytest ended with exit code {code} and no run of the lane left a report",
+            f"pytest ended with exit code {code} and without the report of a run",
             "read what pytest printed above",
-            command="pytest -m smoke " + " ".join(arguments),
+            command=shlex.join(["pytest", "-m", "smoke", *arguments]),
         )
         publish_failure(failure, ROOT, environ)
     return code
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return (stat.st_ino, stat.st_mtime_ns)
 
 
 def test(arguments: list[str]) -> int:

@@ -24,6 +24,8 @@ from harness.bootstrap.report import DEFAULT_AUDIO_PATH, LFS_POINTER_START, head
 from harness.bootstrap.settings import SetupSettings, read_settings
 from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
+from harness.lane.settings import DEFAULT_THREADS, NUMERIC_MODES, is_shipped
+from harness.numerics.modes import environment_pins
 from harness.numerics.processor import NEEDS
 
 TESTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
@@ -32,6 +34,8 @@ MEMORY_NEEDED = 2 << 30
 DISK_NEEDED = 1 << 30
 DISK_NEEDED_WITH_TORCH = 8 << 30
 NOTHING = "nothing"
+# The step in which the lane would stop, and the line that would tell the same.
+TOLD_BY_LANE = {"preflight": "audio", "load_model": "model"}
 HUB = "https://huggingface.co"
 PINS = (*NEEDS, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -98,7 +102,24 @@ def examine(environ: dict[str, str], root: Path) -> list[Finding]:
     findings += _environment(environ, root, settings)
     findings += [_memory(), _disk(environ, root, settings), _audio(environ, root), _model(environ, root)]
     findings += [_hub(environ, root), _git(root, settings)]
-    return findings
+    told = next(finding.text.partition(":")[0] for finding in findings if finding.subject == "lane")
+    return [finding for finding in findings if finding.subject != TOLD_BY_LANE.get(told)]
+
+
+def _lane(python: Path, environ: dict[str, str], root: Path) -> Finding:
+    """What the lane itself says, which looks at everything up to the training and begins nothing."""
+    try:
+        words = [str(python), "-m", "harness.lane", "--check"]
+        done = subprocess.run(words, cwd=root, env=environ, capture_output=True, text=True, timeout=600)
+        refusal = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as reason:
+        return Finding("lane", f"python -m harness.lane --check gave no answer ({reason})", "report this")
+    if not refusal:
+        return Finding("lane", "a run would find its settings, run directory, recordings and model in order")
+    text = f"{refusal['step']}: {refusal['code']}: {refusal['cause']}"
+    if refusal["code"] == "model_not_cached" and not _is_offline(environ):
+        return Finding("lane", f"{text}; a run fetches it first")
+    return Finding("lane", text, refusal["action"])
 
 
 def _python() -> Finding:
@@ -132,7 +153,7 @@ def _environment(environ: dict[str, str], root: Path, settings: SetupSettings) -
             findings = [Finding("environment", f"{where}, not set up", "python3 -m harness bootstrap"), lacking]
         child = environ
     python = target.python if target.python.exists() else Path(sys.executable)
-    return [*findings, *_computing(python, child, root)]
+    return [*findings, *_computing(python, child, root), _lane(python, child, root)]
 
 
 def _to_install(root: Path, python: Path, is_own: bool, prefix: Path, settings: SetupSettings) -> Finding:
@@ -155,16 +176,13 @@ def _to_install(root: Path, python: Path, is_own: bool, prefix: Path, settings: 
 
 
 def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Finding]:
-    mode = environ.get("LANE_NUMERICS") or "universal"
+    # Where a value is not understood, the lane says so below; here any will do.
+    mode = environ.get("LANE_NUMERICS", "")
     asked = environ.get("LANE_THREADS", "")
-    pinned = dict(environ)
-    with contextlib.suppress(ImportError, ValueError):
-        from harness.lane.settings import DEFAULT_THREADS
-        from harness.numerics.modes import environment_pins
-
-        asked = asked or str(DEFAULT_THREADS)
-        pinned |= environment_pins(mode, int(asked))
-    answer = _ask_torch(python, mode, asked, pinned, root)
+    mode = mode if mode in NUMERIC_MODES else "universal" if is_shipped(environ.get("LANE_MODEL", "")) else "native"
+    threads = asked if asked.isdigit() and 0 < int(asked) <= 1024 else str(DEFAULT_THREADS)
+    pinned = environ | environment_pins(mode, int(threads))
+    answer = _ask_torch(python, mode, threads, pinned, root)
     set_here = [f"{name}={environ[name]}" for name in PINS if environ.get(name)]
     findings = []
     if "torch" in answer:
@@ -180,8 +198,8 @@ def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Findin
     text = ", ".join(set_here) + " (set here; the lane's own come on top)" if set_here else "none set here"
     findings.append(Finding("pins", text))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    todo = "" if asked.isdigit() and 0 < int(asked) <= cores else f"set LANE_THREADS between 1 and {cores}"
-    findings.append(Finding("threads", f"{asked} for the lane, {cores} cores usable", todo))
+    todo = "" if int(threads) <= cores else f"set LANE_THREADS between 1 and {cores}"
+    findings.append(Finding("threads", f"{threads} for the lane, {cores} cores usable", todo))
     return findings
 
 
@@ -248,9 +266,13 @@ def _model(environ: dict[str, str], root: Path) -> Finding:
     return Finding("model", str(root / model))
 
 
+def _is_offline(environ: dict[str, str]) -> bool:
+    return environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+
+
 def _hub(environ: dict[str, str], root: Path) -> Finding:
     needed = not _is_on_disk(environ.get("LANE_MODEL") or "data/musicgen_nano", root)
-    if environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+    if _is_offline(environ):
         return Finding("hub access", "switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE" if needed else "")
     address = environ.get("HF_ENDPOINT") or HUB
     try:

@@ -11,9 +11,11 @@ from pathlib import Path
 from harness.bootstrap.errors import SetupError
 
 # The format is the lane's; these two modules of it are standard library only as well.
-from harness.lane.files import atomic_write, write_json
+from harness.lane.files import atomic_write, holds_run, write_json
 from harness.lane.report import render_report
 
+# Names a file that pytest makes when it has shown the report of a run: `harness run` then has nothing to add.
+REPORT_SHOWN = "HARNESS_REPORT_SHOWN"
 DEFAULT_RUN_DIR = "artifacts"
 DEFAULT_AUDIO_PATH = "data/knowledge_audio_source/auntie_dottie.flac"
 LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
@@ -22,6 +24,11 @@ LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
 def run_directory(root: Path, environ: dict[str, str]) -> Path:
     """Where this run's files belong; a relative LANE_RUN_DIR is relative to the checkout."""
     return root / (environ.get("LANE_RUN_DIR") or DEFAULT_RUN_DIR)
+
+
+def is_kept(root: Path, environ: dict[str, str]) -> bool:
+    """Whether the run directory holds a run, so that a set-up that failed leaves nothing there."""
+    return holds_run(_status_path(root, environ), run_directory(root, environ) / "train_report.txt")
 
 
 def head_commit(root: Path) -> str:
@@ -110,15 +117,19 @@ def _write_status(error: SetupError, root: Path, environ: dict[str, str]) -> Non
 
 
 def publish_failure(error: SetupError, root: Path, environ: dict[str, str]) -> None:
-    """Print the report as the last thing on the terminal, and leave it and the status in the run directory.
+    """Print the report as the last thing on the terminal, and leave it and the status in the run directory, unless that
+    holds a run: no run is lost to a set-up that fails, or to a mistyped option.
 
-    A status of an earlier run that says "completed" must not stand beside it. A run directory that cannot be written
-    is mentioned, and does not keep the report from being printed.
+    A run directory that cannot be written is mentioned, and does not keep the report from being printed.
     """
     text = failure_report(error, root, environ)
+    directory = run_directory(root, environ)
     try:
-        _write_status(error, root, environ)
-        atomic_write(run_directory(root, environ) / "train_report.txt", text.encode())
+        if is_kept(root, environ):
+            print(f"What {directory} holds stays as it is; the report below is printed only", file=sys.stderr)
+        else:
+            _write_status(error, root, environ)
+            atomic_write(directory / "train_report.txt", text.encode())
     except OSError as reason:
         print(f"The report could not be written: {reason}", file=sys.stderr)
     sys.stderr.flush()

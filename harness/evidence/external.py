@@ -87,9 +87,9 @@ class ExternalEvidence(RunEvidence):
     def lane_option(self) -> str:
         """What a pytest command line needs to run this lane."""
         try:
-            return f" --lane {self.facts['name']}"
+            return f" --lane={self.facts['name']}"
         except EvidenceError:
-            return " --lane NAME"
+            return " --lane=NAME"
 
     @_once
     def facts(self) -> dict[str, Any]:
@@ -281,6 +281,13 @@ class ExternalEvidence(RunEvidence):
             ("manifest", lambda: self.manifest),
             ("trace", lambda: self.trace.header),
         ]
+
+    def is_left(self) -> bool:
+        """Whether the facts of the run lie here."""
+        try:
+            return bool(self.facts)
+        except EvidenceError:
+            return False
 
     def failure(self) -> str | None:
         """One line that says why the lane failed; None when it completed. Never raises."""

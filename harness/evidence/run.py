@@ -24,6 +24,7 @@ from harness.evidence.strict import (
     constant,
     dict_of,
     either,
+    is_there,
     list_of,
     open_regular,
     read_bytes,
@@ -143,7 +144,9 @@ class RunEvidence:
     says, or carries the id of another run. Values are shared between callers: do not change them.
     """
 
-    def __init__(self, run_dir: Path, status_path: Path, manifest_path: Path, run_id: str | None) -> None:
+    def __init__(
+        self, run_dir: Path, status_path: Path, manifest_path: Path, run_id: str | None, told: Mapping[str, str] = {}
+    ) -> None:
         self.run_dir = run_dir
         self.report_path = run_dir / REPORT
         self.status_path = status_path
@@ -154,6 +157,7 @@ class RunEvidence:
         self.log_path = run_dir / LOG
         self.exit_code_path = run_dir / EXIT_CODE
         self._run_id = run_id
+        self._told = told
         self._outcomes: dict[str, Any] = {}
         self._digests: dict[tuple[int, ...], str] = {}
 
@@ -332,8 +336,17 @@ class RunEvidence:
                 found[path.name] = run_id
         return found
 
+    def is_left(self) -> bool:
+        """Whether it lies here how this run ended: not another run's end, and not that it has begun."""
+        try:
+            return not self.status["root_cause"].startswith("run_not_ended")
+        except EvidenceError:
+            return False
+
     def failure(self) -> str | None:
         """One line that says why the lane itself failed, and where its log is; None when it completed. Never raises."""
+        if self._told and not self.is_left() and (told := _outcome(self._told["objective_status"], self._told)):
+            return one_line(told[0], 1600)
         reasons: list[str] = []
         try:
             reasons += _outcome(self.status["status"], self.status)
@@ -342,7 +355,7 @@ class RunEvidence:
         try:
             outcome = _outcome(self.report.get("objective_status", "none"), self.report)
             # The two tell the same story; the report's is needed only where the status does not tell it.
-            reasons = outcome + reasons if not self.status_path.exists() else reasons or outcome
+            reasons = outcome + reasons if not is_there(self.status_path) else reasons or outcome
         except EvidenceError as error:
             reasons.append(str(error))
         code = self._exit_code()
@@ -350,11 +363,11 @@ class RunEvidence:
             reasons.append(f"the lane exited with {code}")
         if not reasons:
             return None
-        log = self.log_path if self.log_path.exists() else f"{self.log_path} (there is none)"
+        log = self.log_path if is_there(self.log_path) else f"{self.log_path} (there is none)"
         return one_line(f"{'; '.join(one_line(reason, 500) for reason in reasons)}; log: {log}", 1600)
 
     def _exit_code(self) -> str | None:
-        if not self.exit_code_path.exists():
+        if not is_there(self.exit_code_path):
             return None
         try:
             return one_line(read_bytes(self.exit_code_path, 100, "an exit code").decode("ascii", "replace").strip(), 20)
@@ -409,21 +422,28 @@ def _outcome(status: str, source: Mapping[str, Any]) -> list[str]:
 
 
 def load_run(
-    run_dir: Path, *, status_path: Path | None = None, manifest_path: Path | None = None, run_id: str | None = None
+    run_dir: Path,
+    *,
+    status_path: Path | None = None,
+    manifest_path: Path | None = None,
+    run_id: str | None = None,
+    told: str = "",
 ) -> RunEvidence:
     """The evidence of the run in `run_dir`; reads nothing yet and never raises.
 
     `status_path` and `manifest_path`: where these are not in their usual place (`TRAIN_STATUS_PATH`,
     `KNOWLEDGE_AUDIO_DIR`). `run_id`: the id that every file must carry; without it, the one that the status carries.
+    `told`: the report that the run's process printed, which says why there is no evidence where it could leave none.
     The run of an external lane (harness/lanes.py) is an ExternalEvidence.
     """
     from harness.evidence.external import RUN_FILE, ExternalEvidence  # which builds on this module
 
-    if (Path(run_dir) / RUN_FILE).exists():
+    if is_there(Path(run_dir) / RUN_FILE):
         return ExternalEvidence(Path(run_dir), run_id)
     return RunEvidence(
         Path(run_dir),
         Path(status_path) if status_path is not None else Path(run_dir) / STATUS,
         Path(manifest_path) if manifest_path is not None else Path(run_dir) / MANIFEST,
         run_id,
+        dict(line.split(": ", 1) for line in told.splitlines() if ": " in line),
     )

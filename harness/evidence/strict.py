@@ -20,6 +20,14 @@ DEPTH_LIMIT = 64
 DIGITS_LIMIT = 20
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at `path`; False too where that cannot be seen, as in a folder of another user."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def open_regular(path: Path, limit: int, what: str) -> BufferedReader:
     """Open a regular file of at most `limit` bytes for reading. `what` says what the file is, for the message.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import faulthandler
 import gc
@@ -16,10 +17,13 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -35,13 +39,14 @@ from harness.lane.files import (
     NotOurs,
     atomic_write,
     drop_unfinished,
+    holds_run,
     is_lfs_pointer,
     kind_at,
     remove,
     show,
     write_json,
 )
-from harness.lane.lock import Busy, owned
+from harness.lane.lock import Busy, could_own, owned
 from harness.lane.outputs import check_names, check_outputs, not_ours, remove_earlier
 from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
@@ -69,6 +74,7 @@ class Run:
         self.step = "settings"
         self.started_at = now()
         self.owns_run_dir = False
+        self.is_check = False  # it ends before it trains, and leaves nothing
         self.settings_refused = False  # settings are then the defaults, in the folder that the run was to use
         self.reserve: bytes | None = bytes(4_000_000)  # let go of at the end, so that a run out of memory can say so
         self.values: dict[str, Any] = {"lane": "experimental", "promotable": False}
@@ -158,6 +164,8 @@ def run_lane(settings: Settings, run: Run) -> None:
     model, model_digest = load_model(settings, dtype, say)
     run.values["model_digest"] = model_digest
     gc.enable()
+    if run.is_check:
+        return
 
     run.enter("tokenise")
     # Tokens are an argmin: float64 gives the same ones in every numeric class, so it is used wherever it can be
@@ -251,7 +259,7 @@ def begin(settings: Settings, run: Run) -> None:
 
 
 @contextlib.contextmanager
-def locked(settings: Settings) -> Iterator[None]:
+def locked(settings: Settings, own: Callable[[Path], AbstractContextManager[None]] = owned) -> Iterator[None]:
     """Own the run directory, and the staging folder where that lies elsewhere, while the block runs.
 
     Raises LaneError if a folder cannot be used, if what is not the lane's lies where it is to write, or if a living run
@@ -265,8 +273,7 @@ def locked(settings: Settings) -> Iterator[None]:
         for name, folder in folders.items():
             action = f"set {name} to a folder you can write to"
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(owned(folder))
+                held.enter_context(own(folder))
             except Busy as owner:
                 cause = f"{show(folder)} ({name}): in use by {owner}"
                 action = f"wait for it to end, or set {name} to another folder"
@@ -339,6 +346,9 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
         code, action = "disk_full", "free space, or set LANE_RUN_DIR"
         where = where or (f"{show(run.settings.run_dir)}: " if run.settings else "")
         cause = f"{where}no room to write ({os.strerror(number or 0)}) in step {run.step}"
+    elif isinstance(error, ImportError):
+        code, action = "package_missing", "python3 -m harness bootstrap"
+        cause = f"{text or type(error).__name__} in step {run.step}"
     elif isinstance(error, OSError):
         code, action = "system_error", "look at lane.log"
         cause = f"{where}{error.strerror or text} in step {run.step}"
@@ -410,7 +420,7 @@ def report_text(run: Run, failure: LaneError | None) -> str:
             values["audio_is_lfs_pointer"] = is_lfs_pointer(audio)
     values |= {
         "manifest_path": show(settings.manifest_path),
-        "manifest_exists": settings.manifest_path.exists(),
+        "manifest_exists": run.owns_run_dir and settings.manifest_path.exists(),  # else it is another's
         "training_status_path": show(settings.status_path),
         "training_status_json": _status_json(settings, run),
         "checkpoint_path": show(checkpoint),
@@ -462,7 +472,12 @@ def finish(run: Run, error: BaseException | None) -> int:
             log.error("the run ended early in step %s", run.step, exc_info=error)
     settings = run.settings
     text = ""
-    if settings and run.owns_run_dir:
+    # A mistyped setting is no reason to lose what an earlier run left.
+    if (
+        settings
+        and run.owns_run_dir
+        and not (run.settings_refused and holds_run(settings.status_path, settings.report_path))
+    ):
         failure = _write_status(settings, run, failure)
         drop_unfinished()  # a signal came before its owner could see to it
         text = report_text(run, failure)
@@ -554,6 +569,32 @@ def settings_of(environment: Mapping[str, str], run: Run) -> Settings:
         raise
 
 
+def check(environment: Mapping[str, str]) -> LaneError | None:
+    """What would stop a run before it trains: its settings, run directory, recordings or model, as the run's own code
+    finds them. Leaves nothing behind, and fetches nothing."""
+    run = Run(None)
+    run.is_check = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run.settings = settings = read_settings(environment)
+            with locked(settings, could_own):
+                run.step = "prepare"
+                from harness.lane.dataset import find_audio
+
+                find_audio(settings)
+                audio = Path(folder) / "audio"
+                if not settings.run_prepare and settings.audio_dir.is_dir():
+                    shutil.copytree(settings.audio_dir, audio)
+                run_lane(dataclasses.replace(settings, run_dir=Path(folder), audio_dir=audio), run)
+        except Exception as error:
+            failure = failure_of(error, run)
+            if run.settings:
+                failure.cause = failure.cause.replace(f"{folder}/audio", show(run.settings.audio_dir))
+            return failure if failure.exit_code else None
+    return None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the lane with the settings of this process's environment; returns the exit code."""
     let_warnings_be_warnings()
@@ -566,12 +607,21 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--settings-table", action="store_true", help="print the settings as Markdown, and do not run")
-    if parser.parse_args(arguments).settings_table:
+    parser.add_argument(
+        "--check", action="store_true", help="say what would stop a run before it trains: one JSON line"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.settings_table:
         print(settings_table(), flush=True)
         return 0
     logging.getLogger().addHandler(logging.NullHandler())  # else an error before there is a log goes to the terminal
     prepare_streams()
     _requests.clear()
+    if asked.check:
+        failure = check(os.environ)
+        keys = ("step", "code", "cause", "action") if failure else ()
+        say(json.dumps({key: one_line(getattr(failure, key)) for key in keys}))
+        return failure.exit_code if failure else 0
     run = Run(None)
     ended: BaseException | None = None
     with contextlib.ExitStack() as held:

@@ -182,6 +182,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n").encode())
 
 
+def holds_run(status_path: Path, report_path: Path) -> bool:
+    """Whether a run left these, or something else lies there: all but the word of a run that did not begin, because
+    the set-up failed or a setting was refused. Such a word replaces nothing but its like."""
+    try:
+        status = json.loads(status_path.read_bytes())
+        return bool(status["run_id"] != "none" and status["first_failed_step"] != "settings")
+    except FileNotFoundError:
+        return report_path.exists()
+    except NotADirectoryError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return True
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes as hex digits, read as a stream."""
     with path.open("rb") as file:

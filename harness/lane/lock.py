@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,12 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own ``folder``, which exists, while the block runs. The kernel lets go of the lock when its owner dies, however
-    it dies.
+    """Own ``folder``, which is made where it is missing, while the block runs. The kernel lets go of the lock when its
+    owner dies, however it dies.
 
     Raises Busy, NotOurs where something else lies in the lock's place, or OSError where it cannot be used.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
     check_place(path, "lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -41,6 +43,26 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def could_own(folder: Path) -> Iterator[None]:
+    """Raises what ``owned`` would, or what writing into the folder and those in it would; leaves nothing behind."""
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    for place in (there, *(inner for inner in folder.glob("*/") if there == folder)):
+        with tempfile.TemporaryFile(dir=place) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(bytes(1 << 16))
+            file.flush()
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(_owner(descriptor)) from None
+        finally:
+            os.close(descriptor)
+    yield
 
 
 def _owner(descriptor: int) -> str:

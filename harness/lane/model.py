@@ -164,10 +164,12 @@ def load_model(
 
             transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
         if settings.attention_backend == "xformers":
-            import xformers.ops  # the placeholder, or the real one
+            import xformers.ops  # the placeholder, which has no file, or the real one
 
-            if not hasattr(xformers.ops, "fmha"):
-                raise ImportError("xformers is not installed")
+            if not hasattr(xformers.ops, "__file__"):
+                cause = "EFFICIENT_ATTENTION_BACKEND=xformers, and xformers is not installed"
+                action = "pip install xformers, or set EFFICIENT_ATTENTION_BACKEND=torch"
+                raise LaneError("load_model", "package_missing", cause, action)
         from audiocraft.modules.transformer import set_efficient_attention_backend
 
         set_efficient_attention_backend(settings.attention_backend)  # before a model is built

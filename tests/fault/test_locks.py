@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lane_child
 import pytest
+from run_directory import write_run
 
 from harness.launch import run_lane
 
@@ -132,3 +133,31 @@ def test_pid_in_the_lock_is_the_living_owners(tmp_path: Path) -> None:
             pass
     with owned(tmp_path):
         pass
+
+
+def test_a_mistyped_setting_costs_no_run(tmp_path: Path) -> None:
+    """A run that did not begin says so, and leaves what an earlier one left; its own like it replaces."""
+    write_run(tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    for name in ("train_status.json", "train_report.txt"):
+        (tmp_path / "whole" / name).rename(tmp_path / "run" / name)
+    before = state(tmp_path / "run")
+    for setting in ({"LANE_STEPS": "many"}, {"LANE_STEP": "5"}):
+        ended = lane_child.run(tmp_path / "run", setting)
+        assert ended.exit_code == 3 and ended.printed_report["first_failed_step"] == "settings"
+        lane_child.assert_refused(
+            lane_child.run(tmp_path / "new", setting), ended.printed_report["root_cause"].split(":")[0]
+        )
+    assert {name: what for name, what in state(tmp_path / "run").items() if name != ".lane.lock"} == before
+
+
+def test_a_run_directory_of_another_user(tmp_path: Path) -> None:
+    """Into which this one may not even look."""
+    write_run(tmp_path / "run")
+    before = state(tmp_path / "run")
+    (tmp_path / "run").chmod(0)
+    ended = lane_child.run(tmp_path / "run", unprivileged=True)
+    (tmp_path / "run").chmod(0o700)
+    assert ended.exit_code == 3 and "Traceback" not in ended.stderr
+    assert ended.printed_report["root_cause"].startswith("run_directory_unusable: ")
+    assert state(tmp_path / "run") == before

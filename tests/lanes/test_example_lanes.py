@@ -181,7 +181,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
     assert code == 1, text
     assert "regression: not the recorded result: loss, checkpoint" in text
     assert "a second run, at once, gave the same bits: not chance" in text
-    assert "--lane numpy --snapshot-update" in text and "2 failed, 11 passed" in text
+    assert "--lane=numpy --snapshot-update" in text and "2 failed, 11 passed" in text
     page = (project / "artifacts" / "numpy" / "report.html").read_text()
     assert "regression" in page and "not applicable" in page
     from harness.baselines.explain import explain

@@ -15,6 +15,7 @@ from bare_machine import clean_environ
 
 from harness.bootstrap import commands
 from harness.bootstrap.commands import ROOT, call_in_setup, run_child
+from harness.bootstrap.report import REPORT_SHOWN
 from harness.bootstrap.setup import Setup
 
 Calls = list[list[str]]
@@ -46,28 +47,64 @@ def test_run_is_the_gates_with_what_was_added(calls: Calls, capsys: pytest.Captu
     assert capsys.readouterr().out == "", "the report is pytest's to print"
 
 
-def test_a_run_that_left_a_report_is_not_reported_twice(
+def test_a_report_that_pytest_has_shown_is_not_followed_by_another(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(words: Sequence[str]) -> int:
-        (tmp_path / "train_report.txt").write_text("the lane's")
+    def child(argv: Sequence[str | Path], environ: dict[str, str]) -> int:
+        Path(environ[REPORT_SHOWN]).touch()
         return 1
 
-    answer_with(monkeypatch, calls, fail)
+    monkeypatch.setattr(commands, "run_child", child)
     assert commands.run([]) == 1
-    assert capsys.readouterr().out == "" and (tmp_path / "train_report.txt").read_text() == "the lane's"
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("code", [3, 4, 5, 137])
 def test_pytest_that_ended_before_the_lane_ran_still_ends_in_a_report(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
-    (tmp_path / "train_report.txt").write_text("=== COLAB TRAIN REPORT ===\nan earlier run's\n")
     answer_with(monkeypatch, calls, lambda words: code)
-    assert commands.run(["--no-such-option"]) == code
-    said = capsys.readouterr().out
-    assert said == (tmp_path / "train_report.txt").read_text()
-    assert f"first_failed_step: pytest\nroot_cause: pytest ended with exit code {code}" in said
+    for _ in range(2):  # the second replaces what the first left
+        assert commands.run(["--no-such-option"]) == code
+        said = capsys.readouterr().out
+        assert said == (tmp_path / "train_report.txt").read_text()
+        assert f"first_failed_step: pytest\nroot_cause: pytest ended with exit code {code}" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("train_status.json", '{"run_id": "abc", "first_failed_step": "none", "status": "completed"}'),
+        ("train_status.json", '{"run_id": "abc", "first_failed_step": "preflight", "status": "blocked"}'),
+        ("train_status.json", "[]"),
+        ("train_status.json", "no JSON"),
+        ("train_report.txt", "an earlier run's, whose status was removed"),
+    ],
+)
+def test_a_mistyped_option_costs_no_run(
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    holds: str,
+) -> None:
+    (tmp_path / name).write_text(holds)
+    answer_with(monkeypatch, calls, lambda words: 4)
+    assert commands.run(["--steps", "10"]) == 4
+    assert "objective_status: failed\nfirst_failed_step: pytest\n" in capsys.readouterr().out
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: holds}
+
+
+def test_a_status_path_that_is_a_users_file_is_not_written(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recording = tmp_path / "voice.wav"
+    recording.write_bytes(b"RIFF\xff\xfe")
+    monkeypatch.setenv("TRAIN_STATUS_PATH", str(recording))
+    answer_with(monkeypatch, calls, lambda words: 4)
+    assert commands.run(["--steps"]) == 4
+    assert recording.read_bytes() == b"RIFF\xff\xfe" and list(tmp_path.iterdir()) == [recording]
 
 
 PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import re
@@ -27,6 +28,7 @@ SUBJECTS = [
     "numeric class",
     "pins",
     "threads",
+    "lane",
     "memory",
     "disk",
     "audio",
@@ -48,6 +50,7 @@ TORCH = {"torch": "2.13.0", "capability": "AVX2", "threads": 1, "gpu": None, "nu
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing torch takes seconds; one test does it, the others are told."""
     monkeypatch.setattr(module, "_ask_torch", lambda *words: dict(TORCH))
+    monkeypatch.setattr(module, "_lane", lambda *words: Finding("lane", "in order"))
 
 
 def found(checkout: Path, **environ: str) -> dict[str, Finding]:
@@ -108,7 +111,61 @@ def test_a_hub_that_does_not_answer(checkout: Path) -> None:
     assert not module._hub(environ, checkout).todo
 
 
-@pytest.mark.parametrize(("threads", "is_off"), [("1", False), ("0", True), ("many", True), ("100000", True)])
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "names"),
+    [
+        ({}, "", "in order"),
+        ({"LANE_STEPS": "abc"}, "setting_not_understood", "LANE_STEPS='abc'"),
+        ({"LANE_FOO": "1"}, "setting_unknown", "LANE_FOO"),
+        ({"LANE_RUN_DIR": "file/below"}, "run_directory_unusable", "file/below"),
+        ({"KNOWLEDGE_SOURCE_DIR": "empty"}, "narration_outside_source", "empty"),
+        ({"AUDIO_PATH": "file"}, "audio_is_lfs_pointer", "file"),
+        ({"LANE_MODEL": "empty"}, "model_missing", "state_dict.bin"),
+        ({"EFFICIENT_ATTENTION_BACKEND": "xformers"}, "package_missing", "xformers"),
+        ({"RUN_PREPARE": "0"}, "manifest_unusable", "voice_dataset_manifest.json"),
+    ],
+)
+def test_what_the_lane_would_refuse(tmp_path: Path, environ: dict[str, str], code: str, names: str) -> None:
+    """Asked of the lane itself, in a process of its own, which leaves nothing behind."""
+    (tmp_path / "file").write_text(LFS)
+    (tmp_path / "empty").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    asked = clean_environ(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path / "empty"), PYTHONDONTWRITEBYTECODE="1", **environ)
+    finding = module._lane(Path(sys.executable), asked, tmp_path)
+    assert code in finding.text and names in finding.text and bool(finding.todo) == bool(code), finding
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "empty"} == {
+        path: time for path, time in before.items() if path.name != "empty"
+    }
+
+
+def test_a_run_directory_without_locks_or_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.lane.lock import LOCK_NAME, Busy, could_own, owned
+
+    with could_own(tmp_path / "new" / "run"):
+        assert list(tmp_path.iterdir()) == []
+    with owned(tmp_path), pytest.raises(Busy, match=f"pid {os.getpid()} since"), could_own(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+
+    def no_locks(*words: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(OSError, match="No locks"), could_own(tmp_path):
+        pass
+
+
+def test_one_cause_has_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ask_torch", lambda *words: dict(TORCH))
+    monkeypatch.setattr(module, "_lane", lambda *words: Finding("lane", "preflight: audio_missing: a.flac", "put it"))
+    subjects = [finding.subject for finding in examine(clean_environ(HF_HUB_OFFLINE="1", AUDIO_PATH="a"), checkout)]
+    assert subjects == [subject for subject in SUBJECTS if subject != "audio"]
+
+
+@pytest.mark.parametrize(("threads", "is_off"), [("1", False), ("1000", True)])
 @pytest.mark.usefixtures("told")
 def test_threads(checkout: Path, threads: str, is_off: bool) -> None:
     assert bool(found(checkout, LANE_THREADS=threads)["threads"].todo) == is_off

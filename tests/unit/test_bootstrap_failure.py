@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -46,15 +45,16 @@ def test_a_setting_that_is_not_understood(command: str, checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_a_completed_status_of_an_earlier_run_does_not_stay(checkout: Path) -> None:
+def test_a_set_up_that_fails_writes_nothing_where_a_run_lies(checkout: Path) -> None:
+    """Neither report and status nor its logs; the logs are then elsewhere, and named."""
     status = checkout / "status" / "now.json"
     status.parent.mkdir()
-    status.write_text('{"schema": "train_status/1", "lane": "experimental", "status": "completed"}')
-    environ = clean_environ(RUN_GIT_SYNC="maybe", TRAIN_STATUS_PATH="status/now.json")
-    report = report_of(harness(checkout, "run", environ=environ).stdout)
-    found = json.loads(status.read_text())
-    assert report["training_status_path"] == str(status) and found["status"] == "blocked"
-    assert found["root_cause"] == report["root_cause"] and found["loss"] is None
+    status.write_text('{"run_id": "abc", "first_failed_step": "none", "status": "completed"}')
+    (checkout / "pyproject.toml").write_text("[project\n")
+    done = harness(checkout, "run", environ=clean_environ(TRAIN_STATUS_PATH="status/now.json"))
+    assert done.returncode == 10 and report_of(done.stdout)["objective_status"] == "failed"
+    assert '"run_id": "abc"' in status.read_text() and not (checkout / "artifacts").exists()
+    assert "Traceback" in Path(done.stderr.partition(".log and ")[2].split()[0]).read_text()
 
 
 def test_the_audio_is_described_as_it_is(checkout: Path) -> None:

@@ -76,9 +76,9 @@ def test_a_record_of_another_kind_is_refused(change: dict[str, Any], tmp_path: P
 
 
 def test_the_option_that_runs_the_lane(tmp_path: Path) -> None:
-    assert external(tmp_path).lane_option == " --lane mine"
+    assert external(tmp_path).lane_option == " --lane=mine"
     (tmp_path / "external_run.json").write_text("{")
-    assert load_run(tmp_path).lane_option == " --lane NAME"
+    assert load_run(tmp_path).lane_option == " --lane=NAME"
 
 
 def test_what_the_lane_does_not_give_is_not_applicable_and_what_it_did_not_leave_an_error(tmp_path: Path) -> None:
