@@ -47,12 +47,13 @@ from harness.lane.files import (
     write_json,
 )
 from harness.lane.lock import Busy, could_own, owned
-from harness.lane.outputs import check_names, check_outputs, not_ours, remove_earlier
+from harness.lane.outputs import check_outputs, not_ours, remove_earlier
 from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
 
 if TYPE_CHECKING:
+    from harness.lane.audio import AudioFacts
     from harness.lane.state import StateFile
 
 log = logging.getLogger("harness.lane")
@@ -74,6 +75,7 @@ class Run:
         self.step = "settings"
         self.started_at = now()
         self.owns_run_dir = False
+        self.began = False  # and with that removed what an earlier run had left
         self.is_check = False  # it ends before it trains, and leaves nothing
         self.settings_refused = False  # settings are then the defaults, in the folder that the run was to use
         self.reserve: bytes | None = bytes(4_000_000)  # let go of at the end, so that a run out of memory can say so
@@ -119,16 +121,9 @@ def _print(line: str, stream: TextIO) -> None:
             os.close(nowhere)
 
 
-def run_lane(settings: Settings, run: Run) -> None:
-    """The lane, in the order in which data flows. Raises LaneError (or anything else) on the way; returns when
-    completed."""
-    run.enter("preflight")
-    check_names(settings)
-    from harness.lane.preflight import check_narration, check_processor
-
-    check_processor(settings)
-    narration = check_narration(settings)
-
+def run_lane(settings: Settings, run: Run, narration: AudioFacts) -> None:
+    """The lane after its preflight, in the order in which data flows. Raises LaneError (or anything else) on the way;
+    returns when completed."""
     run.enter("prepare")
     from harness.lane.dataset import prepare_dataset, read_manifest, same_content
 
@@ -251,6 +246,7 @@ def begin(settings: Settings, run: Run) -> None:
     Whatever ends this process from here on, those two say that nothing was completed.
     """
     run.step = "reset"
+    run.began = True
     remove_earlier(settings)
     cause = f"the run of process {os.getpid()} has not ended: it is running, or it was killed"
     unended = LaneError("lane_process", "run_not_ended", cause, "wait for it, or run it again", status="interrupted")
@@ -473,11 +469,7 @@ def finish(run: Run, error: BaseException | None) -> int:
     settings = run.settings
     text = ""
     # A mistyped setting is no reason to lose what an earlier run left.
-    if (
-        settings
-        and run.owns_run_dir
-        and not (run.settings_refused and holds_run(settings.status_path, settings.report_path))
-    ):
+    if settings and run.owns_run_dir and (run.began or not holds_run(settings.status_path, settings.report_path)):
         failure = _write_status(settings, run, failure)
         drop_unfinished()  # a signal came before its owner could see to it
         text = report_text(run, failure)
@@ -581,12 +573,15 @@ def check(environment: Mapping[str, str]) -> LaneError | None:
             with locked(settings, could_own):
                 run.step = "prepare"
                 from harness.lane.dataset import find_audio
+                from harness.lane.preflight import preflight
 
                 find_audio(settings)
                 audio = Path(folder) / "audio"
                 if not settings.run_prepare and settings.audio_dir.is_dir():
                     shutil.copytree(settings.audio_dir, audio)
-                run_lane(dataclasses.replace(settings, run_dir=Path(folder), audio_dir=audio), run)
+                run.step = "preflight"
+                narration = preflight(settings)
+                run_lane(dataclasses.replace(settings, run_dir=Path(folder), audio_dir=audio), run, narration)
         except Exception as error:
             failure = failure_of(error, run)
             if run.settings:
@@ -636,9 +631,13 @@ def main(arguments: list[str] | None = None) -> int:
                     run.owns_run_dir = True
             # Repeated, because one that comes within a destructor is swallowed.
             signal.setitimer(signal.ITIMER_REAL, settings.timeout_s, 1.0)
+            run.enter("preflight")
+            from harness.lane.preflight import preflight
+
+            narration = preflight(settings)
             held.enter_context(logging_to(settings.log_path))
             begin(settings, run)
-            run_lane(settings, run)
+            run_lane(settings, run, narration)
             go_on()
             listen(False)
         except BaseException as error:

@@ -148,9 +148,6 @@ def load_model(
     directory = Path(settings.model)
     if directory.is_dir():
         digests, codec, encoders = check_model_files({name: directory / name for name in MODEL_FILES})
-    elif directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model):
-        cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
-        raise LaneError("load_model", "model_missing", cause, "set LANE_MODEL to an exported model")
     else:
         digests, codec, encoders = check_model_files(fetch_model(settings.model, say))
     parts = fetch_parts(codec, encoders, say)

@@ -47,7 +47,10 @@ def outputs(settings: Settings) -> list[tuple[Path, str]]:
 
 def other_checkpoints(settings: Settings) -> list[Path]:
     """What the gates would take for a checkpoint of this run, and is none."""
-    found = settings.checkpoint_path.parent.glob("tts_voice_train_*.pt")
+    try:
+        found = list(settings.checkpoint_path.parent.glob("tts_voice_train_*.pt"))
+    except OSError:  # a folder that cannot be used: who makes and locks it says so
+        return []
     named = [path for path in found if re.fullmatch(r"tts_voice_train_[^.]+\.pt", path.name, re.DOTALL)]
     return sorted(path for path in named if path != settings.checkpoint_path)
 

@@ -1,15 +1,35 @@
-"""Step ``preflight``: can this processor compute what is asked for, and is the narration there, whole, and worth
-training on? Nothing is written."""
+"""Step ``preflight``: can this processor compute what is asked for, is there a model, is the narration there and whole?
+
+Nothing is written, and nothing of an earlier run is removed yet: a mistyped path costs none."""
 
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
 from harness.lane.errors import LaneError
-from harness.lane.files import is_lfs_pointer
+from harness.lane.files import is_lfs_pointer, show
+from harness.lane.outputs import check_names
 from harness.lane.settings import Settings
 from harness.numerics.processor import FORCING, lacking
+
+
+def preflight(settings: Settings) -> AudioFacts:
+    """All of it; returns what one pass over the narration found. Raises LaneError (step ``preflight``)."""
+    check_names(settings)
+    check_processor(settings)
+    check_model_name(settings)
+    return check_narration(settings)
+
+
+def check_model_name(settings: Settings) -> None:
+    """Refuse a LANE_MODEL that can be none. What a directory or the hub holds is seen when it is loaded."""
+    directory = Path(settings.model)
+    if not directory.is_dir() and (directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model)):
+        cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
+        raise LaneError("preflight", "model_missing", cause, "set LANE_MODEL to an exported model")
 
 
 def check_processor(settings: Settings) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import soundfile
 from lazy import Lazy
+from run_directory import write_run
 
 from harness.lane.audio import inspect_audio
 from harness.lane.errors import LaneError
@@ -552,14 +553,34 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_setting_not_understood_is_refused_on_disk_too(name: str, tmp_path: Path) -> None:
-    """An earlier run's result must not stay in place of the answer."""
-    status = tmp_path / "run" / "train_status.json"
-    status.parent.mkdir()
-    status.write_text('{"status": "completed", "run_id": "an earlier one"}')
     ended = lane_child.run(tmp_path / "run", {name: SETTINGS[name], "LANE_RUN_ID": "mine"})
     code = "setting_unknown" if name == "LANE_STEP" else "setting_not_understood"
     lane_child.assert_refused(ended, code, name)
     assert ended.status["run_id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("LANE_STEPS", "many", "setting_not_understood"),
+        ("AUDIO_PATH", "no/such.wav", "audio_missing"),
+        ("LANE_MODEL", "no/such/model", "model_missing"),
+        ("ATEN_CPU_CAPABILITY", "no_such_kernels", "processor_lacks_kernels"),
+    ],
+)
+def test_a_mistyped_setting_costs_no_finished_run(name: str, value: str, code: str, tmp_path: Path) -> None:
+    """What an earlier run left stays to the byte; the refusal is on the terminal."""
+    write_run(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    ended = lane_child.run(tmp_path / "run", {name: value})
+    assert ended.exit_code != 0 and f"root_cause: {code}: " in ended.stdout
+    assert contents(tmp_path / "run") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the lock, and what it holds."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lane.lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class _Attack:

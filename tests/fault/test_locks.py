@@ -18,8 +18,8 @@ pytestmark = pytest.mark.fault
 
 HOLD = """
 import time
-from harness.lane import preflight
-preflight.check_narration = lambda settings: time.sleep(600)
+from harness.lane import dataset
+dataset.prepare_dataset = lambda settings, narration: time.sleep(600)
 """
 
 
@@ -42,7 +42,7 @@ def test_second_is_refused_and_touches_nothing(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     owner = lane_child.start(run_dir, {"LANE_RUN_ID": "owner"}, plant=HOLD)
     try:
-        wait_for(run_dir / "lane.log", "step preflight")
+        wait_for(run_dir / "lane.log", "step prepare")
         before = state(run_dir)
         second = lane_child.run(run_dir, {"LANE_RUN_ID": "second"})
         launched = run_lane(run_dir)
@@ -73,7 +73,7 @@ def test_launcher_of_a_killed_second_run_touches_nothing(tmp_path: Path) -> None
     (plant / "sitecustomize.py").write_text(f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
     owner = lane_child.start(run_dir, {"LANE_RUN_ID": "owner"}, plant=HOLD)
     try:
-        wait_for(run_dir / "lane.log", "step preflight")
+        wait_for(run_dir / "lane.log", "step prepare")
         before, said = state(run_dir), []
         ended = run_lane(run_dir, {"PYTHONPATH": str(plant)}, on_line=said.append)
         assert ended.exit_code == -signal.SIGKILL

@@ -23,7 +23,7 @@ from proof.copies import ROOT, Edit, changed_copy
 from harness.numerics.modes import environment_pins
 
 ONE_THREAD = {"LANE_THREADS": "1"}  # what is preloaded was loaded for one, and trials run side by side
-CHECKOUT = ("conftest.py", "pyproject.toml", "tests/smoke")
+CHECKOUT = ("conftest.py", "pyproject.toml", "tests/smoke", "tests/support")
 
 
 def preload() -> None:

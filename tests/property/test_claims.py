@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from harness.evidence import EvidenceError, read_checkpoint
 from harness.evidence.checkpoint import read_array
 from harness.evidence.strict import parse_json
-from harness.promotion import promotion_refusals
+from harness.promotion import promotion_findings
 
 MEMORY = 64 << 20
 PICKLED_BYTES = b"\x80\x02\x96" + (1 << 42).to_bytes(8, "little") + b"."  # a bytearray of 4 TiB
@@ -186,7 +186,7 @@ def test_promotion_check_refuses_it_in_one_line(what: str, tmp_path: Path) -> No
     bundle = tmp_path / "d" / "voice_bundle"
     bundle.mkdir(parents=True)
     (bundle / what.split()[0]).write_bytes(BAD[what]())
-    refusals = bounded(lambda: promotion_refusals(tmp_path / "d", tmp_path / "none"))
+    refusals = bounded(lambda: promotion_findings(tmp_path / "d", [tmp_path / "none"]).refusals)
     assert any(refusal.code == "unexamined" and what.split()[0] in refusal.what for refusal in refusals)
 
 

@@ -130,6 +130,7 @@ def test_a_checkout_that_converts_line_endings_has_the_recorded_bytes(tmp_path: 
 
     git("-c", "core.autocrlf=true", "clone", "-q", "--config", "core.autocrlf=true", str(DATA.parent), str(clone))
     entries = [line.split(maxsplit=3) for line in git("-C", str(clone), "ls-files", "-s").splitlines()]
+    entries = [entry for entry in entries if entry[0] != "120000"]  # a link holds no lines
     names = "\n".join(str(clone / name) for _, _, _, name in entries)
     found = git("-C", str(clone), "hash-object", "--no-filters", "--stdin-paths", given=names).split()
     assert len(entries) > 100
