@@ -13,8 +13,10 @@ from harness.baselines.baseline import Baseline
 from harness.baselines.compare import SecondLegUnavailable
 from harness.baselines.second_leg import run_second_leg
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
-from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, put_back, renamed_audio
+from harness.evidence.errors import mismatch
+from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, renamed_audio
 from harness.numerics.digest import file_sha256
+from harness.runs.footprint import Footprint
 from harness.session_lock import one_at_a_time
 
 Say = Callable[[str], None]
@@ -27,13 +29,19 @@ _SAYS = {
 
 
 class ExternalRuns:
-    """`first`: the session's run. `folder`: where further runs go, the same for every worker of pytest-xdist, so that
-    each takes place once and never beside another: they share the places where the lane leaves its files."""
+    """`first`: the session's run. `footprint`: of the project, looked at before it. Further runs go into its `store`,
+    the same for every worker of pytest-xdist, so that each takes place once and never beside another: they share the
+    places where the lane leaves its files."""
 
     def __init__(
-        self, lane: ExternalLane, first: Path, folder: Path, terminal: Callable[[], AbstractContextManager[Say]]
+        self,
+        lane: ExternalLane,
+        first: Path,
+        footprint: Footprint,
+        terminal: Callable[[], AbstractContextManager[Say]],
     ) -> None:
-        self.lane, self.first, self.folder, self._terminal = lane, first, folder, terminal
+        self.lane, self.first, self.folder = lane, first, footprint.store
+        self._footprint, self._terminal = footprint, terminal
 
     def again(self) -> ExternalEvidence:
         """A second run. Raises EvidenceError, as all of these do."""
@@ -70,18 +78,24 @@ class ExternalRuns:
     def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> ExternalEvidence:
         with self._terminal() as say:
             say(f"lane: {_SAYS[run_dir.name]}")
-        process = ExternalProcess(
-            self.lane,
-            run_dir,
-            audio=audio,
-            root=root,
-            numeric_class=lambda: str(_external(self.first).facts["numeric_class"]),
-        )
-        try:
-            process.wait()
-        finally:
-            process.stop()
-            put_back(self.lane, self.first)
+            try:
+                self._footprint.before_further()
+            except OSError as error:
+                raise mismatch(
+                    self.folder, f"no place to keep the first run's files ({error.strerror})", "one"
+                ) from None
+            try:
+                process = ExternalProcess(
+                    self.lane,
+                    run_dir,
+                    audio=audio,
+                    root=root,
+                    numeric_class=lambda: str(_external(self.first).facts["numeric_class"]),
+                )
+                process.wait()
+            finally:
+                for line in self._footprint.put_back():
+                    say(f"lane: {line}")
         return _external(run_dir)
 
     def _start_from(self, root: Path, run_dir: Path) -> ExternalEvidence:

@@ -20,10 +20,7 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
 import tomllib
 import uuid
@@ -39,11 +36,14 @@ from harness.evidence.report import REPORT_TITLE
 from harness.evidence.run import HISTORY
 from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
 from harness.lane.files import EMPTY, NotOurs, kind_at, write_json
-from harness.launch import start_child
+from harness.lane.lock import LOCK_NAME
 from harness.numerics.digest import dataset_digest, file_sha256
+from harness.runs.copies import copied
+from harness.runs.footprint import SCHEMA as MARK_SCHEMA
+from harness.runs.footprint import stamp
+from harness.runs.process import Ended, Process
 
 PAGE = "docs/gate-your-own-lane.md"
-GRACE_S = 10.0
 BLOCK = 1 << 16  # frames of audio in memory at once
 COPIES = {"status": "train_status.json", "manifest": "voice_dataset_manifest.json", "report": "train_report.txt",
           "trace": "trace.jsonl", "checkpoint": "checkpoint"}  # fmt: skip
@@ -278,7 +278,7 @@ class ExternalProcess:
     ) -> None:
         self.lane, self.run_dir, self.run_id = lane, run_dir.absolute(), uuid.uuid4().hex
         self._cwd = (root or lane.root) / lane.cwd
-        self._numeric_class, self._on_line = numeric_class, on_line
+        self._numeric_class = numeric_class
         self._prepare()
         own = lane.folder / lane.audio if lane.audio else None
         self.audio = audio or own
@@ -293,20 +293,25 @@ class ExternalProcess:
         if not self._cwd.is_dir():
             raise mismatch(f"[tool.harness.lanes.{lane.name}] cwd", f"no folder {self._cwd}", "the folder to run in")
         self._initial = self._keep_initial()
-        self._before = {what: _stamp(path) for what, path in self._paths().items()}
-        self._started, self._started_at = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._before = {what: stamp(path) for what, path in self._paths().items()}
+        self._started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         command = [_fill(word, words) for word in lane.command]
         try:
-            self._process = start_child(command, environment, self._cwd)
+            self._process = Process(
+                command,
+                environment,
+                self._cwd,
+                limit_s=lane.time_limit,
+                log=self.run_dir / "lane.log",
+                on_line=on_line,
+            )
         except OSError as error:
             what = f"a command that does not start ({error.strerror or error}: {command[0]})"
             raise mismatch(f"[tool.harness.lanes.{lane.name}] command", what, "a program") from None
-        self._reader = threading.Thread(target=self._read, name="lane-output", daemon=True)
-        self._reader.start()
 
     def _prepare(self) -> None:
         """An empty run directory. Nothing is removed but an earlier run of an external lane, whose history stays."""
-        if self.run_dir.exists() and any(self.run_dir.iterdir()):
+        if self.run_dir.exists() and any(path.name != LOCK_NAME for path in self.run_dir.iterdir()):
             _remove_run(self.run_dir)
         self._work = self.run_dir / "work"
         self._work.mkdir(parents=True, exist_ok=True)
@@ -323,60 +328,34 @@ class ExternalProcess:
             return None
         source = self._cwd / _fill(self.lane.initial_checkpoint, self._words)
         name = f"initial{source.suffix}"
-        try:
-            shutil.copyfile(source, self.run_dir / name)
-        except OSError as error:
+        if trouble := copied(source, self.run_dir / name):
             where = f"[tool.harness.lanes.{self.lane.name}] initial_checkpoint"
-            raise mismatch(where, f"{source}: {error.strerror}", "the checkpoint that training starts from") from None
+            raise mismatch(where, f"{source}: {trouble}", "the checkpoint that training starts from")
         return name
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines, (self.run_dir / "lane.log").open("w", encoding="utf-8") as log:
-            for line in lines:
-                log.write(line)
-                log.flush()
-                self._on_line(line.rstrip("\n"))
 
     def wait(self) -> ExternalProcess:
         """Wait until the lane has ended, stop it at its time limit, and collect what it left. Returns itself."""
-        numeric_class = self._numeric_class()
-        ended = "exited with {code}"
         try:
-            try:
-                self._process.wait(max(0.0, self.lane.time_limit - (time.monotonic() - self._started)))
-            except subprocess.TimeoutExpired:
-                ended = f"did not end within its time limit of {self.lane.time_limit:g} s, and was stopped"
+            numeric_class = self._numeric_class()
+            ended = self._process.wait()
         finally:
             self.stop()
-        self._reader.join(timeout=GRACE_S)
-        self._collect(ended.replace("{code}", str(self._process.returncode)), numeric_class)
+        self._collect(ended, numeric_class)
         return self
 
     def stop(self) -> None:
         """End the command and everything that it started: asked first, then killed. Safe to call at any time."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signum)
-            try:
-                self._process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                continue
+        self._process.stop()
 
-    def _collect(self, ended: str, numeric_class: str) -> None:
+    def _collect(self, ended: Ended, numeric_class: str) -> None:
         """Copy what the lane left, and write down what was found of it."""
         lane = self.lane
         outputs: dict[str, Any] = {}
         for what, path in self._paths().items():
             name = COPIES[what] + (path.suffix if what == "checkpoint" else "")
-            copy: str | None = None
-            stamp, found = _stamp(path), "a file"
-            try:
-                shutil.copy2(path, self.run_dir / name)
-                copy = name
-            except OSError as error:
-                found = "no such file" if stamp is None else f"a file that cannot be read ({error.strerror})"
-            written = stamp is not None and stamp != self._before[what]
+            now, trouble = stamp(path), copied(path, self.run_dir / name)
+            copy, found = (None, trouble) if trouble else (name, "a file")
+            written = now is not None and now != self._before[what]
             if what == "report" and copy and not self._trim_report(self.run_dir / name):
                 copy, found = None, f"no line {lane.report_begin!r}"
             outputs[what] = {"path": str(path), "copy": copy, "written": written, "found": found}
@@ -384,8 +363,11 @@ class ExternalProcess:
             shutil.copyfile(self.run_dir / "lane.log", self.run_dir / COPIES["report"])
             there = self._trim_report(self.run_dir / COPIES["report"])
             found = "a report" if there else f"no line {lane.report_begin!r} in the output"
-            copied = COPIES["report"] if there else None
-            outputs["report"] = {"path": "the lane's output", "copy": copied, "written": there, "found": found}
+            copy = COPIES["report"] if there else None
+            outputs["report"] = {"path": "the lane's output", "copy": copy, "written": there, "found": found}
+        how = f"exited with {ended.exit_code}"
+        if ended.timed_out:
+            how = f"did not end within its time limit of {lane.time_limit:g} s, and was stopped"
         copies = {output["copy"] for output in outputs.values()} | {"lane.log", self._initial}
         settings = lane.settings()
         write_json(
@@ -396,15 +378,16 @@ class ExternalProcess:
                 "promotable": False,
                 "name": lane.name,
                 "run_id": self.run_id,
-                "exit_code": self._process.returncode,
-                "ended": ended,
-                "seconds": round(time.monotonic() - self._started, 3),
+                "exit_code": ended.exit_code,
+                "ended": how,
+                "seconds": round(ended.seconds, 3),
                 "started_at": self._started_at,
                 "outputs": outputs,
                 "fields": dict(lane.fields),
                 "report_begin": lane.report_begin,
                 "initial": self._initial,
                 "files": {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))},
+                "left": _left(self._work),
                 "vocabulary": lane.vocabulary,
                 "data": self._data(outputs.get("manifest")),
                 "numeric_class": numeric_class,
@@ -459,16 +442,30 @@ def _remove_run(run_dir: Path) -> None:
             raise mismatch(run_dir, f"files, and no {RUN_FILE} of a run", expected)
         facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
         for path in sorted(run_dir.rglob("*")):
-            inside = path.is_relative_to(work) or (path.is_dir() and not path.is_symlink())
-            if not inside and not _is_of_run(path, facts):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not is_folder and not (_is_left(path, work, facts) or _is_of_run(path, facts)):
                 raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
         for path in run_dir.iterdir():  # but for the record, which the next run replaces, and the history
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name not in (RUN_FILE, HISTORY):
+            elif path.name not in (RUN_FILE, HISTORY, LOCK_NAME):
                 path.unlink()
     except OSError as error:
         raise mismatch(error.filename or run_dir, f"something that {error.strerror}", expected) from None
+
+
+def _is_left(path: Path, work: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a file lies in the lane's own folder as its run left it. Of one that was killed nothing is listed."""
+    if not path.is_relative_to(work):
+        return False
+    left = facts.get("left")
+    return not isinstance(left, dict) or left.get(str(path.relative_to(work))) == (stamp(path) or [])[2:4]
+
+
+def _left(work: Path) -> dict[str, list[int]]:
+    """Size and time (ns) of each file in the lane's own folder, by name."""
+    files = [path for path in sorted(work.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    return {str(path.relative_to(work)): status[2:4] for path in files if (status := stamp(path))}
 
 
 def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
@@ -479,18 +476,9 @@ def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
     if plain and isinstance(files, dict) and path.name in files:
         return bool(file_sha256(path) == files[path.name])
     try:
-        return kind_at(path) in (SCHEMA, "gates/1", "history/1", "page", "listen/1", "clip", EMPTY)
+        return kind_at(path) in (SCHEMA, "gates/1", "history/1", "page", "listen/1", "clip", "lock", MARK_SCHEMA, EMPTY)
     except NotOurs:
         return False
-
-
-def put_back(lane: ExternalLane, run_dir: Path) -> None:
-    """Put the files of the run in `run_dir` back to where the lane left them, after another run of it."""
-    facts = json.loads((run_dir / RUN_FILE).read_text())
-    for what, output in facts["outputs"].items():
-        if output["copy"] is not None and Path(output["path"]).is_absolute() and what != "report":
-            with contextlib.suppress(OSError, shutil.SameFileError):
-                shutil.copy2(run_dir / output["copy"], output["path"])
 
 
 def audio_files(path: Path) -> list[Path]:
@@ -609,12 +597,3 @@ def _moved(search: str, root: Path, checkout: Path) -> str:
     folders = [Path(folder) for folder in search.split(os.pathsep) if folder]
     moved = [checkout / folder.relative_to(root) if folder.is_relative_to(root) else folder for folder in folders]
     return os.pathsep.join(map(str, moved))
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file is written, whatever is written into it; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

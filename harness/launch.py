@@ -6,12 +6,11 @@ library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.lane.files import atomic_write, show, write_json
-from harness.lane.lock import Busy, owned
+from harness.lane.lock import INHERITED, Busy, Hold, owned
 from harness.lane.report import HEADER, one_line, render_report
 from harness.lane.settings import DEFAULT_THREADS, default_timeout_s
 from harness.numerics.modes import environment_pins
+from harness.runs.process import Ended, Process
 
 GRACE_S = 10.0  # after its own time limit, a lane that does not end is stopped; after as long again, killed
 
@@ -39,28 +39,13 @@ class LaneExit:
     report: str = ""
 
 
-def start_child(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> subprocess.Popen[str]:
-    """A process in a session of its own, without input, its output and errors in one stream of text. Raises OSError."""
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="backslashreplace",
-        start_new_session=True,
-    )
-
-
 class LaneProcess:
     """One run of the lane in a child process.
 
     ``run_dir``: its run directory. ``settings``: further settings, as environment variables; they win over this
     process's environment. ``code``: a folder to import the lane from instead of this installation. ``interpreter``:
-    the command that starts Python, where it is not this one (another environment, an emulator). ``on_line``: called
-    in a thread with each line of the lane's output as it comes.
+    the command that starts Python, where it is not this one (another environment, an emulator). ``hold``: of the run
+    directory, where this process owns it. ``on_line``: called in a thread with each line of the lane's output.
     """
 
     def __init__(
@@ -70,6 +55,7 @@ class LaneProcess:
         *,
         code: Path | None = None,
         interpreter: Sequence[str] = (),
+        hold: Hold | None = None,
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.run_dir = run_dir = run_dir.absolute()
@@ -86,35 +72,32 @@ class LaneProcess:
         self._limit_s = _number(environment.get("LANE_TIMEOUT_S"), limit)
         status = environment.get("TRAIN_STATUS_PATH") or str(run_dir / "train_status.json")
         self._status_path = (code or Path.cwd()) / status
-        self._last_line = ""
         self._printed: list[str] = []  # the report that it printed
-        self._started = time.monotonic()
         self._started_at = _now()
         flags = ["-O"] * sys.flags.optimize
         command = [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"]
-        self._process = start_child(command, environment, code)
-        self._on_line = on_line
-        self._reader = threading.Thread(target=self._read, name="lane-output", daemon=True)
-        self._reader.start()
+        self._on_line, self._hold = on_line, hold
+        fds: tuple[int, ...] = ()
+        if hold is not None:
+            fds, environment[INHERITED] = (hold.descriptor,), str(hold.descriptor)
+        self._process = Process(
+            command, environment, code or Path.cwd(), limit_s=self._limit_s + GRACE_S, pass_fds=fds, on_line=self._hear
+        )
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                self._last_line = line.strip() or self._last_line
-                if line.rstrip() == HEADER:
-                    self._printed = [HEADER]
-                elif self._printed and ": " in line:
-                    self._printed.append(line.rstrip("\n"))
-                self._on_line(line.rstrip("\n"))
+    def _hear(self, line: str) -> None:
+        if line.rstrip() == HEADER:
+            self._printed = [HEADER]
+        elif self._printed and ": " in line:
+            self._printed.append(line)
+        self._on_line(line)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def send(self, signum: int) -> None:
-        """Send a signal to the lane (not to its children, of which it has none)."""
-        self._process.send_signal(signum)
+        """Send a signal to the lane."""
+        self._process.send(signum)
 
     def wait(self) -> LaneExit:
         """Wait until the lane has ended; stop it if it outlives its own limit by GRACE_S. Always leaves a report
@@ -122,38 +105,18 @@ class LaneProcess:
 
         An exception here (KeyboardInterrupt) stops the lane before it goes on.
         """
-        try:
-            deadline = self._started + self._limit_s + GRACE_S
-            for signum in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    self._process.wait(max(0.1, deadline - time.monotonic()))
-                    break
-                except subprocess.TimeoutExpired:
-                    self._process.send_signal(signum)
-                    deadline = time.monotonic() + GRACE_S
-            self._process.wait()
-        except BaseException:
-            self.stop()
-            raise
-        self._reader.join(timeout=GRACE_S)
-        ended = LaneExit(self._process.returncode, self.run_dir, self.run_id, time.monotonic() - self._started)
-        return self._leave_word(ended)
+        return self._leave_word(self._process.wait())
 
     def stop(self) -> None:
         """End a lane that is still running: asked first, then killed. Safe to call at any time."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.stop()
 
-    def _leave_word(self, ended: LaneExit) -> LaneExit:
+    def _leave_word(self, ended: Ended) -> LaneExit:
         """Write the exit code, and status and report for a lane that could not. A run directory that another run owns
-        is not touched. Returns ``ended`` with its report."""
+        is not touched. Returns how the lane ended, with its report."""
         spoke = self._status_is_ours()
-        told = replace(ended, report="".join(f"{line}\n" for line in self._printed))
+        printed = "".join(f"{line}\n" for line in self._printed)
+        told = LaneExit(ended.exit_code, self.run_dir, self.run_id, ended.seconds, printed)
         if not spoke and ended.exit_code == 3:
             return told  # the run directory was not this run's to use; the lane said so
         is_dead = ended.exit_code < 0 or not spoke
@@ -161,7 +124,7 @@ class LaneProcess:
             status, text = self._word_for_the_dead(ended)
             told = replace(told, report=text)
         try:
-            with owned(self.run_dir):
+            with contextlib.nullcontext() if self._hold else owned(self.run_dir):
                 if is_dead:
                     write_json(self._status_path, status)
                     atomic_write(self.run_dir / "train_report.txt", text.encode())
@@ -186,23 +149,21 @@ class LaneProcess:
             return {}
         return status if isinstance(status, dict) else {}
 
-    def _word_for_the_dead(self, ended: LaneExit) -> tuple[dict[str, object], str]:
+    def _word_for_the_dead(self, ended: Ended) -> tuple[dict[str, object], str]:
         """Status and report for a process that was killed, or could write neither: its parent's, so that they are never
         missing. What the process itself gave as the reason stays the reason."""
         if ended.exit_code >= 0:
-            code, how = "lane_died", f"ended with exit code {ended.exit_code}"
-            hint = f"its last line: {self._last_line or 'none'}"
+            code, hint = "lane_died", f"its last line: {ended.last_line or 'none'}"
             if ended.exit_code == 0 and (other := self._status().get("run_id")):
                 code, hint = "status_of_another_run", f"its status is that of run {other}, and not of {self.run_id}"
         else:
-            names = {number.value: number.name for number in signal.Signals}
-            code, how = "lane_killed", f"was ended by {names.get(-ended.exit_code, f'signal {-ended.exit_code}')}"
+            code = "lane_killed"
             hint = "often: out of memory" if ended.exit_code == -signal.SIGKILL else "see lane.log for the stacks"
-            if ended.seconds >= self._limit_s:
+            if ended.timed_out:
                 code, hint = "time_limit", f"it did not stop at its time limit of {self._limit_s:g} s"
         outcome = {
             "first_failed_step": "lane_process",
-            "root_cause": one_line(f"{code}: the lane's process {how} after {ended.seconds:.0f} s ({hint})"),
+            "root_cause": one_line(f"{code}: the lane's process {ended.how} after {ended.seconds:.0f} s ({hint})"),
             "next_unblock_action": one_line(f"look at {self.run_dir / 'lane.log'}, then run it again"),
         }
         if ended.exit_code > 0:

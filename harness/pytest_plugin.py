@@ -22,20 +22,23 @@ import pytest
 from harness.baselines.baseline import Baseline, Code, Store
 from harness.baselines.compare import GATES_COMMAND
 from harness.baselines.record import refusal
-from harness.baselines.second_leg import code_of, run_second_leg
+from harness.baselines.second_leg import code_of, remove_dead_worktrees, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.bootstrap.report import REPORT_SHOWN
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
+from harness.evidence.errors import mismatch
 from harness.evidence.external import RUN_FILE
 from harness.evidence.strict import is_there
 from harness.external_runs import ExternalRuns
 from harness.lane.environment import let_warnings_be_warnings
+from harness.lane.lock import Busy, Hold
 from harness.lane.settings import VARIABLES
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
 from harness.present.collect import NAME as COLLECTOR
 from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
 from harness.present.gates import NOT_APPLICABLE
+from harness.runs.footprint import Footprint, interrupted
 from harness.session_lock import one_at_a_time
 from harness.session_run import SessionRun, ToldOnce, of_session
 
@@ -44,6 +47,7 @@ pytest.register_assert_rewrite("harness.gates")
 
 ASTRAY = pytest.StashKey[bool]()
 RUN = pytest.StashKey[SessionRun]()
+HOLD = pytest.StashKey[Hold]()
 LANE = pytest.StashKey[ExternalLane | None]()
 CODE = pytest.StashKey[Code]()
 APPLICABLE = pytest.StashKey["Applicable"]()
@@ -161,7 +165,14 @@ def _installed(name: str) -> bool:
 def run_that_was_left(config: pytest.Config) -> Path | None:
     """The session's run directory, where the session's run lies in it: of another's, nothing is touched."""
     run = config.stash.get(RUN, None)
-    return run.run_dir if run is not None and run.evidence().is_left() else None
+    if run is None or not run.evidence().is_left():
+        return None
+    if HOLD not in config.stash and run.run_id is not None:  # the workers have ended: another may own it by now
+        try:
+            hold_until_end(config, run.run_dir, shared=True)
+        except (Busy, OSError):
+            return None
+    return run.run_dir
 
 
 def is_external(config: pytest.Config) -> bool:
@@ -210,9 +221,11 @@ def lane_process(
         if hasattr(config, "workerinput"):
             pytest.fail(why, pytrace=False)  # pytest-xdist takes a worker that ends the session for one that broke
         pytest.exit(why, returncode=pytest.ExitCode.USAGE_ERROR)
+    remove_dead_worktrees(config.rootpath)
     run_dir = run_directory(config)
     worker = getattr(config, "workerinput", None)
     lane = config.stash.get(LANE, None)
+    footprint = footprint_of(config, tmp_path_factory)
 
     def know(run: SessionRun) -> RunEvidence:
         config.stash[RUN] = run
@@ -221,9 +234,18 @@ def lane_process(
         return run.evidence()
 
     def start(say: Callable[[str], None] | None = None) -> LaneProcess | ExternalProcess:
-        if lane is None:
-            return LaneProcess(run_dir, on_line=(lambda line: _show_progress(line, say)) if say else _ignore)
         try:
+            hold: Hold | None = hold_until_end(config, run_dir)
+        except (Busy, OSError) as error:
+            hold, hindrance = None, f"in use by {error}" if isinstance(error, Busy) else str(error.strerror)
+        if lane is None:  # which says by itself what hinders it
+            return LaneProcess(run_dir, hold=hold, on_line=(lambda line: _show_progress(line, say)) if say else _ignore)
+        try:
+            if hold is None:
+                raise mismatch(run_dir, f"a folder that cannot be used: {hindrance}", "the run directory, free")
+            if say and (line := interrupted(run_dir)):
+                say(f"lane: {line}")
+            footprint.begin()
             show = _Throttled(say) if say else _ignore
             return ExternalProcess(lane, run_dir, numeric_class=_numeric_class, on_line=show)
         except EvidenceError as error:
@@ -253,10 +275,15 @@ def lane_process(
         with one_at_a_time(result.with_suffix(".lock")):
             if not result.exists():
                 end(start())
+                if HOLD in config.stash:
+                    config.stash[HOLD].share()
                 unfinished = result.with_suffix(".tmp")
                 unfinished.write_text(json.dumps([config.stash[RUN].run_id, config.stash[RUN].told]))
                 unfinished.replace(result)
         evidence = know(SessionRun(run_dir, *json.loads(result.read_text())))
+        if HOLD not in config.stash:
+            with contextlib.suppress(Busy, OSError):
+                hold_until_end(config, run_dir, shared=True)
         yield lambda: evidence
 
 
@@ -290,8 +317,22 @@ def external_runs(
     lane = request.config.stash.get(LANE, None)
     if lane is None or request.config.getoption("--lane-evidence"):
         return None
-    folder = _shared(request.config, tmp_path_factory, "runs") or tmp_path_factory.getbasetemp() / "lane-runs"
-    return ExternalRuns(lane, lane_run.run_dir, folder, lambda: _terminal(request.config))
+    footprint = footprint_of(request.config, tmp_path_factory)
+    return ExternalRuns(lane, lane_run.run_dir, footprint, lambda: _terminal(request.config))
+
+
+def footprint_of(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Footprint:
+    """What the lane writes into the project; the same for every worker of the session."""
+    store = _shared(config, tmp_path_factory, "runs") or tmp_path_factory.getbasetemp() / "lane-runs"
+    return Footprint(config.rootpath, run_directory(config), store)
+
+
+def hold_until_end(config: pytest.Config, run_dir: Path, *, shared: bool = False) -> Hold:
+    """Own the run directory until the session has written all that it has to say. With pytest-xdist the workers share
+    it once the lane has ended, and the controller takes it over from them. Raises Busy and OSError."""
+    config.stash[HOLD] = hold = Hold(run_dir, shared=shared)
+    config.add_cleanup(hold.release)
+    return hold
 
 
 def _shared(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory, what: str) -> Path | None:

@@ -6,6 +6,7 @@ baseline that is recorded before its change is committed still leads to the comm
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from harness.baselines.compare import SecondLegUnavailable
 from harness.evidence import RunEvidence
 
 CODE_PATHS = ("harness/lane", "harness/numerics")  # what computes a result
+_PREFIX = "second-leg-"  # of a temporary checkout's folder; the id of the process that made it follows
 _COMMITS = 200  # how far back a commit is looked for by its code
 
 
@@ -106,7 +108,7 @@ def commit_of(baseline: Baseline, repository: Path, paths: Sequence[str] = CODE_
 @contextmanager
 def worktree(repository: Path, commit: str) -> Iterator[Path]:
     """A temporary checkout of `commit`, removed at the end. Raises SecondLegUnavailable when git cannot make one."""
-    parent = Path(tempfile.mkdtemp(prefix="second-leg-"))
+    parent = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     folder = parent / commit[:12]
     try:
         # What was recorded ran from the bytes that git keeps, and not from what this user's git makes of line endings.
@@ -118,6 +120,26 @@ def worktree(repository: Path, commit: str) -> Iterator[Path]:
             _git(repository, "worktree", "remove", "--force", "--force", str(folder), check=False)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
+
+
+def remove_dead_worktrees(repository: Path) -> None:
+    """Remove the temporary checkouts of sessions that were killed in their second leg. Never raises."""
+    for parent in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = parent.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError, SecondLegUnavailable):
+            if pid.isdigit() and parent.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
+                shutil.rmtree(parent)
+                _git(repository, "worktree", "prune", check=False)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _has_commit(repository: Path, commit: str) -> bool:

@@ -20,29 +20,65 @@ class Busy(Exception):
     """A living process owns the folder; the text names it, and since when."""
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Own ``folder``, which is made where it is missing, while the block runs. The kernel lets go of the lock when its
-    owner dies, however it dies.
+INHERITED = "HARNESS_LOCK_FD"  # names a descriptor by which whoever started this process owns its run directory
+
+
+class Hold:
+    """A folder that this process owns, until ``release`` or its death: the kernel lets go of the lock. The folder is
+    made where it is missing. A process that is started with ``descriptor`` and INHERITED owns it too.
 
     Raises Busy, NotOurs where something else lies in the lock's place, or OSError where it cannot be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_NAME
-    check_place(path, "lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
+
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOCK_NAME
+        check_place(path, "lock")
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if shared:
+                return
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            os.ftruncate(self.descriptor, 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock holds, its owner stays nameless
+                os.pwrite(self.descriptor, f"pid {os.getpid()} since {since}\n".encode(), 0)
         except BlockingIOError:
-            raise Busy(_owner(descriptor)) from None
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.ftruncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # a full disk: the lock holds, its owner stays nameless
-            os.pwrite(descriptor, f"pid {os.getpid()} since {since}\n".encode(), 0)
+            owner = _owner(self.descriptor)
+            os.close(self.descriptor)
+            raise Busy(owner) from None
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def share(self) -> None:
+        """From now on others may hold it too, with ``shared``; nobody may own it alone."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        """Let go of it."""
+        os.close(self.descriptor)
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own ``folder`` while the block runs, or know that whoever started this process does. Raises what Hold does."""
+    if _is_inherited(folder):
+        yield
+        return
+    hold = Hold(folder)
+    try:
         yield
     finally:
-        os.close(descriptor)
+        hold.release()
+
+
+def _is_inherited(folder: Path) -> bool:
+    try:
+        given, own = os.fstat(int(os.environ[INHERITED])), (folder / LOCK_NAME).lstat()
+    except (KeyError, ValueError, OSError):
+        return False
+    return (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from harness.evidence import ExternalEvidence, NotApplicable
 from harness.external_runs import ExternalRuns
 from harness.gates import black_box
 from harness.lanes import ExternalProcess, find_lane
+from harness.runs.footprint import Footprint
 
 HERE = Path(__file__).parent
 TABLES = """
@@ -77,10 +78,12 @@ class Session:
 
     def __init__(self, project: Path, name: str) -> None:
         lane = find_lane(project, name)
+        footprint = Footprint(project, project / "artifacts" / name, project / "further")
+        footprint.begin()
         process = ExternalProcess(lane, project / "artifacts" / name)
         process.wait()
         self.run = ExternalEvidence(project / "artifacts" / name, process.run_id)
-        self.runs = ExternalRuns(lane, self.run.run_dir, project / "further", _silent)
+        self.runs = ExternalRuns(lane, self.run.run_dir, footprint, _silent)
         self.fixtures: dict[str, Callable[..., Any]] = {
             "measured": lambda text: None,
             "lane_again": self.runs.again,

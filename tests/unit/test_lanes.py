@@ -23,7 +23,6 @@ from harness.lanes import (
     changed_audio,
     find_lane,
     parse_lane,
-    put_back,
     read_lanes,
     renamed_audio,
 )
@@ -112,13 +111,6 @@ def test_what_a_run_leaves_is_copied_and_told(tmp_path: Path) -> None:
         _ = found.status["sanitized_logits"]
     facts = found.facts
     assert (facts["lane"], facts["promotable"]) == ("experimental", False)
-    (tmp_path / "s.json").write_text("another run's")
-    put_back(find_lane_of(tmp_path, table), found.run_dir)
-    assert json.loads((tmp_path / "s.json").read_text())["a"] == {"loss": 0.5}
-
-
-def find_lane_of(root: Path, table: dict[str, Any]) -> Any:
-    return parse_lane("mine", {"command": ["{python}", "lane.py"], **table}, root)
 
 
 @pytest.mark.parametrize(

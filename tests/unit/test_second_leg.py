@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,14 @@ import pytest
 
 from harness.baselines import second_leg
 from harness.baselines.baseline import UNIVERSAL_TOLERANCE, Baseline, Code, Provenance
-from harness.baselines.second_leg import SecondLegUnavailable, code_of, commit_of, run_second_leg, worktree
+from harness.baselines.second_leg import (
+    SecondLegUnavailable,
+    code_of,
+    commit_of,
+    remove_dead_worktrees,
+    run_second_leg,
+    worktree,
+)
 
 CODE = Path("harness/lane/code.py")
 NOWHERE = "0123456789abcdef0123456789abcdef01234567"  # a commit that is in no repository here
@@ -338,3 +346,26 @@ def test_the_worktree_is_removed_after_an_exception_too(repository: Path, tempor
         (folder / "left over").write_text("something")
         raise KeyboardInterrupt
     assert state(repository) == before and list(temporary.iterdir()) == []
+
+
+def test_what_a_session_that_was_killed_left_is_removed_by_the_next_and_nothing_else(
+    repository: Path, temporary: Path
+) -> None:
+    """The checkout of a living one stays."""
+    code = (
+        "import os, pathlib, sys, tempfile\n"
+        "from harness.baselines.second_leg import worktree\n"
+        "tempfile.tempdir = sys.argv[3]\n"
+        "with worktree(pathlib.Path(sys.argv[1]), sys.argv[2]):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    head = git(repository, "rev-parse", "HEAD").strip()
+    subprocess.run(
+        [sys.executable, "-c", code, str(repository), head, str(temporary)], cwd=Path(__file__).parents[2], check=False
+    )
+    assert len(list(temporary.iterdir())) == 1 and len(git(repository, "worktree", "list").splitlines()) == 2
+    with worktree(repository, head) as living:
+        remove_dead_worktrees(repository)
+        assert list(temporary.iterdir()) == [living.parent]
+    remove_dead_worktrees(repository)
+    assert list(temporary.iterdir()) == [] and len(git(repository, "worktree", "list").splitlines()) == 1
