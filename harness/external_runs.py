@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline
 from harness.baselines.compare import SecondLegUnavailable
 from harness.baselines.second_leg import run_second_leg
@@ -17,7 +18,6 @@ from harness.evidence.errors import mismatch
 from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, renamed_audio
 from harness.numerics.digest import file_sha256
 from harness.runs.footprint import Footprint
-from harness.session_lock import one_at_a_time
 
 Say = Callable[[str], None]
 _SAYS = {

@@ -30,13 +30,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import EMPTY, NotOurs, kind_at, write_json
+from harness.base.lock import LOCK_NAME
 from harness.evidence.errors import EvidenceError, mismatch, show
 from harness.evidence.external import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
 from harness.evidence.run import HISTORY
 from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
-from harness.lane.files import EMPTY, NotOurs, kind_at, write_json
-from harness.lane.lock import LOCK_NAME
 from harness.numerics.digest import dataset_digest, file_sha256
 from harness.runs.copies import copied
 from harness.runs.footprint import SCHEMA as MARK_SCHEMA

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.lane.files import atomic_write, show, write_json
-from harness.lane.lock import INHERITED, Busy, Hold, owned
-from harness.lane.report import HEADER, one_line, render_report
+from harness.base.files import atomic_write, show, write_json
+from harness.base.lock import INHERITED, Busy, Hold, owned
+from harness.base.report import HEADER, one_line, render_report
 from harness.lane.settings import DEFAULT_THREADS, default_timeout_s
 from harness.numerics.modes import environment_pins
 from harness.runs.process import Ended, Process

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from harness.base.lock import Busy, Hold
+from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline, Code, Store
 from harness.baselines.compare import GATES_COMMAND
 from harness.baselines.record import refusal
@@ -31,7 +33,6 @@ from harness.evidence.external import RUN_FILE
 from harness.evidence.strict import is_there
 from harness.external_runs import ExternalRuns
 from harness.lane.environment import let_warnings_be_warnings
-from harness.lane.lock import Busy, Hold
 from harness.lane.settings import VARIABLES
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
@@ -39,7 +40,6 @@ from harness.present.collect import NAME as COLLECTOR
 from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
 from harness.present.gates import NOT_APPLICABLE
 from harness.runs.footprint import Footprint, interrupted
-from harness.session_lock import one_at_a_time
 from harness.session_run import SessionRun, ToldOnce, of_session
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.

@@ -26,12 +26,12 @@ from syrupy.data import SnapshotCollection, SnapshotCollections
 from syrupy.extensions.base import AbstractSyrupyExtension
 from syrupy.location import PyTestLocation
 
+from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline, BaselineError, Code, Store
 from harness.baselines.compare import GATES_COMMAND, Verdict, compare, judge
 from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
 from harness.baselines.result import PARTS, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
-from harness.session_lock import one_at_a_time
 
 
 class BaselineFactory(Protocol):

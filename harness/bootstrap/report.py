@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from harness.bootstrap.errors import SetupError
-
 # The format is the lane's; these two modules of it are standard library only as well.
-from harness.lane.files import atomic_write, holds_run, write_json
-from harness.lane.report import render_report
+from harness.base.files import atomic_write, holds_run, write_json
+from harness.base.report import render_report
+from harness.bootstrap.errors import SetupError
 
 # Names a file that pytest makes when it has shown the report of a run: `harness run` then has nothing to add.
 REPORT_SHOWN = "HARNESS_REPORT_SHOWN"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import write_json
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions, metadata_folders
 from harness.bootstrap.report import run_directory
@@ -21,7 +22,6 @@ from harness.bootstrap.settings import SetupSettings
 from harness.bootstrap.steps import SetupLog, run_command
 from harness.bootstrap.target import MINIMUM_PYTHON, Target, choose_target
 from harness.bootstrap.versions import version_key
-from harness.lane.files import write_json
 
 STATE_FILE = "voice-lane-setup.json"
 STATE_SCHEMA = "voice_lane_setup/1"

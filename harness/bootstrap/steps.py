@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from harness.base.files import TITLE, atomic_write, remove
 from harness.bootstrap.errors import SetupError
-from harness.lane.files import TITLE, atomic_write, remove
 
 STDOUT_LOG = "colab_bootstrap_stdout.log"
 STDERR_LOG = "colab_bootstrap_stderr.log"

@@ -28,14 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.lane.environment import (
-    describe_environment,
-    head_commit,
-    let_warnings_be_warnings,
-    peak_memory_bytes,
-)
-from harness.lane.errors import EXIT_CODES, LaneError, shortage
-from harness.lane.files import (
+from harness.base.files import (
     NotOurs,
     atomic_write,
     drop_unfinished,
@@ -46,9 +39,16 @@ from harness.lane.files import (
     show,
     write_json,
 )
-from harness.lane.lock import Busy, could_own, owned
+from harness.base.lock import Busy, could_own, owned
+from harness.base.report import one_line, render_report
+from harness.lane.environment import (
+    describe_environment,
+    head_commit,
+    let_warnings_be_warnings,
+    peak_memory_bytes,
+)
+from harness.lane.errors import EXIT_CODES, LaneError, shortage
 from harness.lane.outputs import check_outputs, not_ours, remove_earlier
-from harness.lane.report import one_line, render_report
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
 

@@ -22,9 +22,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from harness.base.files import is_lfs_pointer, show
 from harness.lane.containers import DefectError, read_promise
 from harness.lane.errors import LaneError, shortage
-from harness.lane.files import is_lfs_pointer, show
 
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MINIMUM_BYTES = 5_000_000  # AUDIO_PATH must be larger

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.base.files import atomic_write, file_sha256, remove, write_json
 from harness.lane.adapter import BLOCKS, TAPS
 from harness.lane.errors import LaneError
-from harness.lane.files import atomic_write, file_sha256, remove, write_json
 from harness.lane.settings import Settings
 from harness.numerics.digest import tensor_digest
 

@@ -13,10 +13,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
-from harness.lane.containers import kind_of
-from harness.lane.errors import LaneError
-from harness.lane.files import (
+from harness.base.files import (
     TEMPORARY_PREFIX,
     check_place,
     drop,
@@ -27,6 +24,9 @@ from harness.lane.files import (
     show,
     write_json,
 )
+from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.containers import kind_of
+from harness.lane.errors import LaneError
 from harness.lane.settings import Settings
 
 SCHEMA = "voice_dataset/1"

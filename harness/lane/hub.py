@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import file_sha256, show
 from harness.lane.errors import LaneError, shortage
-from harness.lane.files import file_sha256, show
 
 MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
 # audiocraft's own short names.

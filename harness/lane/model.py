@@ -17,9 +17,9 @@ import torch
 from torch.nn import init
 from torch.utils.serialization import config
 
+from harness.base.files import file_sha256, is_lfs_pointer, show
 from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError, shortage
-from harness.lane.files import file_sha256, is_lfs_pointer, show
 from harness.lane.hub import (
     MODEL_FILES,
     ask_the_hub_no_more,

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.base.files import TEMPORARY_PREFIX, NotOurs, check_place, remove, remove_leftover, show
+from harness.base.lock import LOCK_NAME
 from harness.lane.errors import LaneError
-from harness.lane.files import TEMPORARY_PREFIX, NotOurs, check_place, remove, remove_leftover, show
-from harness.lane.lock import LOCK_NAME
 from harness.lane.settings import Settings
 
 # What others write into a run directory when the run has ended: the launcher, and the session that judges it.

@@ -8,9 +8,9 @@ import os
 import re
 from pathlib import Path
 
+from harness.base.files import is_lfs_pointer, show
 from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
 from harness.lane.errors import LaneError
-from harness.lane.files import is_lfs_pointer, show
 from harness.lane.outputs import check_names
 from harness.lane.settings import Settings
 from harness.numerics.processor import FORCING, lacking

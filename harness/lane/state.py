@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from harness.base.files import atomic_write, remove, show
 from harness.lane.errors import LaneError, shortage
-from harness.lane.files import atomic_write, remove, show
 from harness.lane.settings import REPOSITORY, Settings
 
 SCHEMA = "train_state/1"

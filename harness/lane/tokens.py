@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.base.files import TOKENS_MARK, atomic_write
 from harness.lane.audio import AudioStream
 from harness.lane.errors import LaneError
-from harness.lane.files import TOKENS_MARK, atomic_write
 from harness.lane.memory import find_trim
 from harness.lane.resample import Resampler
 from harness.lane.settings import Settings

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.lane.files import drop, reserve, settle
+from harness.base.files import drop, reserve, settle
 from harness.lane.settings import Settings
 from harness.numerics.sketch import sketch
 

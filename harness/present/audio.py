@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.base.files import CLIP, atomic_write, write_json
 from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
-from harness.lane.files import CLIP, atomic_write, write_json
 
 FOLDER = "listen"
 SECONDS = 5.2  # of a clip, at most

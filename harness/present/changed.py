@@ -47,7 +47,11 @@ class Rule:
 RULES = (
     Rule("documentation", ("*.md", "docs/*", "LICENSE", ".gitignore"), False),
     Rule("settings", ("harness/lane/settings.py", "harness/numerics/modes.py"), True),
-    Rule("lane code", ("harness/lane/*", "harness/numerics/*", "harness/launch.py", "harness/__init__.py"), True),
+    Rule(
+        "lane code",
+        ("harness/lane/*", "harness/numerics/*", "harness/base/*", "harness/launch.py", "harness/__init__.py"),
+        True,
+    ),
     Rule("shipped data and model", ("data/*",), True),
     Rule(BASELINE_RULE, ("baselines/*",), True),
     Rule(
@@ -63,6 +67,7 @@ RULES = (
             "harness/gates/*",
             "harness/lanes.py",
             "harness/external_runs.py",
+            "harness/runs/*",
             "harness/pytest_plugin.py",
             "conftest.py",
             "tests/smoke/*",

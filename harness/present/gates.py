@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.lane.files import EMPTY, kind_of, write_json
+from harness.base.files import EMPTY, kind_of, write_json
 
 GATES = "gates.json"
 SCHEMA = "gates/1"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from harness.base.files import write_json
 from harness.evidence import EvidenceError, ExternalEvidence
 from harness.evidence.run import HISTORY
 from harness.evidence.strict import (
@@ -29,7 +30,6 @@ from harness.evidence.strict import (
     read_json,
     record,
 )
-from harness.lane.files import write_json
 from harness.present.facts import Facts
 from harness.present.gates import GatesFile, all_passed, counts
 

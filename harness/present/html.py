@@ -15,8 +15,8 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import PAGE_MARK, atomic_write
 from harness.evidence import EvidenceError, ExternalEvidence
-from harness.lane.files import PAGE_MARK, atomic_write
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, possible_clips, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import NotOurs
 from harness.evidence import EvidenceError
-from harness.lane.files import NotOurs
 from harness.present.audio import cheap_clips
 from harness.present.facts import facts_of
 from harness.present.gates import GateResult, GatesFile

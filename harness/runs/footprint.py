@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from harness.lane.files import write_json
+from harness.base.files import write_json
 
 MARK = "further_run.json"
 SCHEMA = "further_run/1"

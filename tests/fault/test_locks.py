@@ -121,7 +121,7 @@ def test_sixteen_at_once_in_sixteen_directories(tmp_path: Path) -> None:
 
 def test_pid_in_the_lock_is_the_living_owners(tmp_path: Path) -> None:
     """A lock file that a dead run left says another pid, until the new owner has written its own."""
-    from harness.lane.lock import LOCK_NAME, Busy, owned
+    from harness.base.lock import LOCK_NAME, Busy, owned
 
     (tmp_path / LOCK_NAME).write_text("pid 999999999 since 2020-01-01T00:00:00Z\n")
     with owned(tmp_path):

@@ -142,7 +142,7 @@ def test_what_the_lane_would_refuse(tmp_path: Path, environ: dict[str, str], cod
 
 
 def test_a_run_directory_without_locks_or_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.lane.lock import LOCK_NAME, Busy, could_own, owned
+    from harness.base.lock import LOCK_NAME, Busy, could_own, owned
 
     with could_own(tmp_path / "new" / "run"):
         assert list(tmp_path.iterdir()) == []

@@ -18,8 +18,8 @@ import pytest
 import soundfile
 from run_directory import RUN_ID, edit_json, edit_trace, write_report, write_run
 
+from harness.base.files import CLIP
 from harness.evidence import EvidenceError, load_run
-from harness.lane.files import CLIP
 from harness.present.audio import (
     CLIPS,
     Clip,
@@ -395,7 +395,7 @@ def test_a_directory_that_cannot_be_written_is_said_to_be(run_dir: Path, monkeyp
     def refuse(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr("harness.lane.files.reserve", refuse)
+    monkeypatch.setattr("harness.base.files.reserve", refuse)
     file, lines = present_run(run_dir, [GOOD], MATCH)
     assert file.metrics["run_id"] == RUN_ID and len(lines) == 3
     assert all(f"{run_dir}: Read-only file system" in line for line in lines)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from harness import lanes
+from harness.base.files import PAGE_MARK, atomic_write, write_json
 from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
 from harness.evidence.external import RUN_FILE
-from harness.lane.files import PAGE_MARK, atomic_write, write_json
 from harness.lanes import (
     ExternalProcess,
     LaneTableError,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.lane.files import check_place
+from harness.base.files import check_place
 
 LOCK_NAME = ".lane.lock"
 
