@@ -184,10 +184,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def holds_run(status_path: Path, report_path: Path) -> bool:
     """Whether a run left these, or something else lies there: all but the word of a run that did not begin, because
-    the set-up failed or a setting was refused. Such a word replaces nothing but its like."""
+    the set-up failed, a setting was refused or the preflight failed. Such a word replaces nothing but its like."""
     try:
         status = json.loads(status_path.read_bytes())
-        return bool(status["run_id"] != "none" and status["first_failed_step"] != "settings")
+        return bool(status["run_id"] != "none" and status["first_failed_step"] not in ("settings", "preflight"))
     except FileNotFoundError:
         return report_path.exists()
     except NotADirectoryError:

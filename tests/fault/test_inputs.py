@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import resource
 import shutil
 import struct
@@ -559,22 +560,25 @@ def test_setting_not_understood_is_refused_on_disk_too(name: str, tmp_path: Path
     assert ended.status["run_id"] == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        ("LANE_STEPS", "many", "setting_not_understood"),
-        ("AUDIO_PATH", "no/such.wav", "audio_missing"),
-        ("LANE_MODEL", "no/such/model", "model_missing"),
-        ("ATEN_CPU_CAPABILITY", "no_such_kernels", "processor_lacks_kernels"),
-    ],
-)
-def test_a_mistyped_setting_costs_no_finished_run(name: str, value: str, code: str, tmp_path: Path) -> None:
-    """What an earlier run left stays to the byte; the refusal is on the terminal."""
+MISTYPED = {
+    "setting_not_understood": {"LANE_STEPS": "many"},
+    "setting_unknown": {"LANE_STEP": "5"},
+    "audio_missing": {"AUDIO_PATH": "no/such.wav"},
+    "model_missing": {"LANE_MODEL": "no/such/model", "LANE_NUMERICS": "universal"},
+    "processor_lacks_kernels": {"ATEN_CPU_CAPABILITY": "avx2" if platform.machine() == "aarch64" else "sve"},
+}
+
+
+def test_a_mistyped_setting_costs_no_finished_run(tmp_path: Path) -> None:
+    """What an earlier run left stays to the byte; the refusal is on the terminal. Where none has begun yet, the last
+    refusal is what the directory tells."""
     write_run(tmp_path / "run")
     before = contents(tmp_path / "run")
-    ended = lane_child.run(tmp_path / "run", {name: value})
-    assert ended.exit_code != 0 and f"root_cause: {code}: " in ended.stdout
-    assert contents(tmp_path / "run") == before
+    for code, setting in MISTYPED.items():
+        ended = lane_child.run(tmp_path / "run", setting)
+        assert ended.exit_code == 3 and ended.printed_report["root_cause"].startswith(f"{code}: ")
+        assert contents(tmp_path / "run") == before
+        lane_child.assert_refused(lane_child.run(tmp_path / "new", setting), code)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -633,6 +637,7 @@ def test_pickle_that_runs_code_is_refused_unread(
     with pytest.raises(LaneError) as caught:
         load_model(read_settings({"LANE_MODEL": str(model)}), torch.float32)
     assert caught.value.code == "model_refused"
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ, "audiocraft's own torch.load would run pickles"
     assert name in caught.value.cause
     assert not proof.exists()
 
@@ -640,7 +645,8 @@ def test_pickle_that_runs_code_is_refused_unread(
 def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from harness.lane.model import check_model_directory, load_model
+    from harness.lane.model import check_model_directory
+    from harness.lane.preflight import check_model_name
     from harness.lane.settings import read_settings
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -676,9 +682,8 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     for text in ("https://example.invalid/model.bin", str(evil), str(tmp_path / "nowhere"), "a/b/c"):
         settings = read_settings({"LANE_MODEL": text, "LANE_RUN_DIR": str(tmp_path)})
         with pytest.raises(LaneError) as caught:
-            load_model(settings, torch.float32)
+            check_model_name(settings)
         assert caught.value.code == "model_missing", f"{text}: {caught.value.cause}"
-    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ, "audiocraft's own torch.load would run pickles"
     if hasattr(os, "mkfifo"):
         model = _model_with(tmp_path / "fifo", "state_dict.bin", None)
         os.mkfifo(model / "state_dict.bin")

@@ -135,22 +135,6 @@ def test_pid_in_the_lock_is_the_living_owners(tmp_path: Path) -> None:
         pass
 
 
-def test_a_mistyped_setting_costs_no_run(tmp_path: Path) -> None:
-    """A run that did not begin says so, and leaves what an earlier one left; its own like it replaces."""
-    write_run(tmp_path / "whole")
-    (tmp_path / "run").mkdir()
-    for name in ("train_status.json", "train_report.txt"):
-        (tmp_path / "whole" / name).rename(tmp_path / "run" / name)
-    before = state(tmp_path / "run")
-    for setting in ({"LANE_STEPS": "many"}, {"LANE_STEP": "5"}):
-        ended = lane_child.run(tmp_path / "run", setting)
-        assert ended.exit_code == 3 and ended.printed_report["first_failed_step"] == "settings"
-        lane_child.assert_refused(
-            lane_child.run(tmp_path / "new", setting), ended.printed_report["root_cause"].split(":")[0]
-        )
-    assert {name: what for name, what in state(tmp_path / "run").items() if name != ".lane.lock"} == before
-
-
 def test_a_run_directory_of_another_user(tmp_path: Path) -> None:
     """Into which this one may not even look."""
     write_run(tmp_path / "run")

@@ -104,16 +104,16 @@ def test_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
 CHATTER = """
 import os
 from harness.lane.errors import shortage
-from harness.lane import preflight
-real = preflight.check_narration
-def check_narration(settings):
+from harness.lane import dataset
+real = dataset.prepare_dataset
+def prepare_dataset(*arguments):
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"chatter of a library")
         except OSError:
             pass
-    return real(settings)
-preflight.check_narration = check_narration
+    return real(*arguments)
+dataset.prepare_dataset = prepare_dataset
 """
 
 
@@ -174,7 +174,7 @@ def test_something_in_the_way(name: str, tmp_path: Path) -> None:
 # In place of the training, a run that has nothing to do but to complete.
 REPORT_BLOCKED = """
 import harness.lane.__main__ as lane
-def run_lane(settings, run):
+def run_lane(settings, run, narration):
     settings.report_path.unlink()
     settings.report_path.mkdir()
 lane.run_lane = run_lane

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.lane.files import TOKENS_MARK
 from harness.numerics.digest import array_digest, dataset_digest, file_sha256, tensor_digest
 from harness.numerics.sketch import sketch
 
@@ -58,6 +59,9 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
 
     tokens = random.integers(0, 64, (CHUNKS, CODEBOOKS, FRAMES), dtype=np.int16)
     np.save(run_dir / "tokens.npy", tokens)
+    blanks = b" " * len(TOKENS_MARK) + b"\n"
+    path = run_dir / "tokens.npy"
+    path.write_bytes(path.read_bytes().replace(blanks, TOKENS_MARK + b"\n", 1))
     tensors64 = {"0.gate": random.standard_normal(4), "0.taps": random.standard_normal((8, 3))}
     tensors = {name: value.astype(np.float32) for name, value in tensors64.items()}
     digest = tensor_digest(tensors)
@@ -163,7 +167,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
         "steps": str(steps),
     }
     write_report(run_dir / "train_report.txt", report)
-    (run_dir / "lane.log").write_text("nothing to say\n")
+    (run_dir / "lane.log").write_text("2026-01-01 00:00:00,000 INFO harness.lane: nothing to say\n")
     return run_dir
 
 
@@ -201,10 +205,11 @@ def _write_checkpoint(path: Path, every: dict[str, Any], tensors: Any, tensors64
     import torch
 
     path.parent.mkdir()
+    meta = {"lane": "experimental", "model_id": "musicgen_nano", "seed": 0, "promotable": False}
     held = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    torch.save({"adapter": held, "meta": {"lane": "experimental", "seed": 0, "promotable": False}}, path)
+    torch.save({"adapter": held, "meta": meta}, path)
     before = {name: torch.from_numpy(value) for name, value in tensors64.items()}
-    torch.save({"adapter": before}, path.with_suffix(".float64.pt"))
+    torch.save({"adapter": before, "meta": meta}, path.with_suffix(".float64.pt"))
     sha256 = file_sha256(path)
     sidecar = {
         "schema": "checkpoint/1",
