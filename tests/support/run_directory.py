@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness.lane.files import TOKENS_MARK
 
+from harness.base.files import TOKENS_MARK
 from harness.numerics.digest import array_digest, dataset_digest, file_sha256, tensor_digest
 from harness.numerics.sketch import sketch
 
