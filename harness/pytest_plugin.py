@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from harness.base.lock import Busy, Hold
+from harness.base.text import visible
 from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline, Code, Store
 from harness.baselines.compare import GATES_COMMAND
@@ -40,7 +41,7 @@ from harness.present.collect import NAME as COLLECTOR
 from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
 from harness.present.gates import NOT_APPLICABLE
 from harness.runs.footprint import Footprint, interrupted
-from harness.session_run import SessionRun, ToldOnce, of_session
+from harness.session_run import GATE, SessionRun, ToldOnce, of_session
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
 pytest.register_assert_rewrite("harness.gates")
@@ -529,7 +530,7 @@ class _terminal:
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError):  # whoever was watching is gone; the run goes on
-            os.write(self._descriptor, f"{line}\n".encode("utf-8", "backslashreplace"))
+            os.write(self._descriptor, f"{visible(line)}\n".encode("utf-8", "backslashreplace"))
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
@@ -563,6 +564,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     pytest.fail(said, pytrace=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a gate says holds names and texts of the lane's: they are shown as what they are, and do nothing."""
+    report = yield
+    if GATE in report.keywords:
+        if isinstance(report.longrepr, str):
+            report.longrepr = visible(report.longrepr)
+        for traceback, crash, _ in getattr(report.longrepr, "chain", ()):
+            for entry in traceback.reprentries:
+                entry.lines[:] = map(visible, entry.lines)
+            if crash is not None:
+                crash.message = visible(crash.message)
+    return report
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """With pytest-xdist: learn from a worker where the session's run lies."""
@@ -580,15 +596,15 @@ def pytest_terminal_summary(
     yield
     if (applicable := config.stash.get(APPLICABLE, None)) is not None:
         for line in applicable.lines():
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
     collector = config.pluginmanager.get_plugin(COLLECTOR)
     for line in collector.verdict_lines if isinstance(collector, GateCollector) else ():
-        terminalreporter.write_line(line)
+        terminalreporter.write_line(visible(line))
     if (run := config.stash.get(RUN, None)) is not None:
         failed = [test for kind in ("failed", "error") for test in terminalreporter.stats.get(kind, [])]
         terminalreporter.write_line("")
         for line in of_session(run.report(), failed, exitstatus, _next_action(config)):
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
         if shown := os.environ.get(REPORT_SHOWN):
             Path(shown).touch()
 

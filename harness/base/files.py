@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.base.text import printable
+
 TEMPORARY_PREFIX = ".lane-tmp-"
 LFS_MAGIC = b"version https://git-lfs"
 TITLE = "=== voice lane: the set-up's log ===\n"  # of the logs that have no form of their own
@@ -46,8 +48,7 @@ class NotOurs(OSError):
 
 def show(path: Path) -> str:
     """A path as one line of plain text, whatever bytes it holds."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.base.text import printable
+
 HEADER = "=== COLAB TRAIN REPORT ==="
 # Existing readers know these twenty, in this order.
 CONTRACT_KEYS = (
@@ -57,8 +59,7 @@ def one_line(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    text = str(value).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(str(value).encode("utf-8", "backslashreplace").decode())
 
 
 def render_report(values: Mapping[str, object]) -> str:

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import NamedTuple
 
+from harness.base.text import VisibleStream
+
 
 class Command(NamedTuple):
     """``where`` is "module:function"; the function takes the arguments after the command's name and returns the exit
@@ -118,6 +120,7 @@ def main(argv: list[str]) -> int:
 
 def run() -> int:
     """`main` with this process's command line. Also where whoever read the output has gone (`| head`)."""
+    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

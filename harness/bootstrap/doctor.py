@@ -72,20 +72,17 @@ def doctor(arguments: list[str]) -> int:
     if arguments:
         print(f"doctor takes no arguments, found: {' '.join(arguments)}", file=sys.stderr)
         return 64
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     off = 0
     for finding in examine(dict(os.environ), ROOT):
-        print(as_line(finding, coloured=coloured), flush=True)
+        print(as_line(finding), flush=True)
         off += bool(finding.todo)
     print(f"\n{off} of these need attention" if off else "\nnothing is off")
     return 1 if off else 0
 
 
-def as_line(finding: Finding, *, coloured: bool) -> str:
+def as_line(finding: Finding) -> str:
     """``ok  subject  text``, or ``OFF  subject  text. To do: …``."""
-    mark, code = ("OFF", "31") if finding.todo else ("ok ", "32")
-    if coloured:
-        mark = f"\033[{code}m{mark}\033[0m"
+    mark = "OFF" if finding.todo else "ok "
     todo = f". To do: {finding.todo}" if finding.todo else ""
     return f"{mark} {finding.subject:<14} {' '.join(finding.text.split())}{todo}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.base.text import printable
+
 _LONGEST = 600
 _LONGEST_VALUE = 80
 
@@ -29,7 +31,7 @@ def mismatch(where: object, found: str, expected: str) -> EvidenceError:
 def one_line(text: str, longest: int) -> str:
     """`text` as one line of at most `longest` printable characters; what cannot be printed is escaped."""
     head = text[:longest]
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in head)
+    line = printable(head)
     return line if len(line) <= longest and len(head) == len(text) else line[: longest - 1] + "…"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from harness.base.text import visible
 from harness.present.changed import Place, base_of, changed_place
 from harness.present.gates import NOT_APPLICABLE, OUTCOMES, XFAILED, XPASSED, GateResult, by_reason, holds_run
 from harness.present.text import count
@@ -98,7 +99,7 @@ class GateCollector:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for line in self.lines:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
         if os.environ.get("GITHUB_ACTIONS") == "true":
             for line in annotation_lines(self.gates, place_of_change(self.verdict)):
                 terminalreporter.write_line(line)

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from harness.base.text import printable
+
 _ROOTS = (Path(__file__).resolve().parents[2],)  # of the checkout, or of the installation
 _ABSOLUTE = re.compile(r"(?<![\w./<])/(?:[^\s/'\"`:,;()<>\[\]{}]+/)+([^\s/'\"`:,;()<>\[\]{}]*)")
 
 
 def show(text: str, longest: int = 300) -> str:
     """Text as one printable line of at most `longest` characters."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = printable(text)
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

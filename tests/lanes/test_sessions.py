@@ -120,3 +120,19 @@ def test_further_runs_leave_the_projects_files_as_the_first_run_did(project: Pat
     text = ended.communicate(timeout=240)[0]
     assert ended.returncode == 0, text
     assert (project / "out" / "log.txt").read_text() == "a run\n"
+
+
+def test_nothing_that_a_lane_names_acts_on_the_terminal_or_in_ci(project: Path) -> None:
+    """A tensor's name, its output, a status: none begins a line with a command of GitHub's, or moves the cursor."""
+    name = "\\x1b[2J\\n::error::w"
+    (project / "train.py").write_text(
+        "import json, os, pathlib\nimport numpy as np\npathlib.Path('out').mkdir(exist_ok=True)\n"
+        f"np.savez('out/voice.npz', **{{'{name}': np.arange(3.0) * float('nan')}})\n"
+        f"print('{name}', flush=True)\nprint('::error::said', flush=True)\n"
+        f"json.dump({{'status': 'completed', 'loss': 1.0, 'root_cause': '{name}'}}, open('status.json', 'w'))\n"
+    )
+    (project / "pyproject.toml").write_text(TABLE.replace("}\n", ', status = "status.json"}\n'))
+    text = session(project, "-k", "checkpoint_is_not_empty or recorded").communicate(timeout=240)[0]
+    lines = [line for line in text.split("\n") if not line.startswith("::error file=")]
+    assert "\\x1b[2J" in text and "\x1b[2J" not in text
+    assert not any(line.strip().startswith("::") for line in lines), text

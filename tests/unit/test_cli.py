@@ -68,7 +68,7 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
 @pytest.mark.parametrize("path", BOOTSTRAP_FILES, ids=lambda path: path.name)
 def test_the_set_up_imports_the_standard_library_and_itself(path: Path) -> None:
     # These know how a report is written and what a mode sets, and import nothing but the standard library themselves.
-    lane = ("harness.base.files", "harness.base.report", "harness.lane.settings")
+    lane = ("harness.base", "harness.lane.settings")
     own = ("harness.bootstrap", "harness.numerics.modes", "harness.numerics.processor", *lane)
     for node in ast.walk(ast.parse(path.read_text())):
         names = []

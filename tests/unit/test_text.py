@@ -1,0 +1,29 @@
+"""What came from outside is shown as what it is: it moves no cursor, and is no command to GitHub's runner."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from harness.base.text import VisibleStream, visible
+
+
+@pytest.mark.parametrize("text", ["loss 3.1, größer als 2 → gut", "a\tb", "two\nlines", "", "gate::name, 10::20"])
+def test_plain_text_stays(text: str) -> None:
+    assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\x1b[2J", "a\rb", "::error::x", " ::warning file=a::x", "\t::stop-commands::x", "one\n::error::two", "##[error]x",
+     "x\x85::error::y", "\u2028::error::", "\udc80", "a\x00b", "\u202egnp.exe"],
+)  # fmt: skip
+def test_nothing_in_it_acts(text: str) -> None:
+    shown = visible(text)
+    assert all(c.isprintable() or c in "\n\t" for c in shown)
+    assert not any(line.strip().startswith("::") for line in shown.split("\n")) and "##[" not in shown
+    assert visible(shown) == shown
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
+    print(text, end="", flush=True, file=VisibleStream(stream))
+    assert stream.buffer.getvalue() == shown.encode()  # type: ignore[attr-defined]
