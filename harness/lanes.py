@@ -387,7 +387,7 @@ class ExternalProcess:
                 "report_begin": lane.report_begin,
                 "initial": self._initial,
                 "files": {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))},
-                "left": _left(self._work),
+                "work": _left(self._work),
                 "vocabulary": lane.vocabulary,
                 "data": self._data(outputs.get("manifest")),
                 "numeric_class": numeric_class,
@@ -458,7 +458,7 @@ def _is_left(path: Path, work: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file lies in the lane's own folder as its run left it. Of one that was killed nothing is listed."""
     if not path.is_relative_to(work):
         return False
-    left = facts.get("left")
+    left = facts.get("work")
     return not isinstance(left, dict) or left.get(str(path.relative_to(work))) == (stamp(path) or [])[2:4]
 
 
