@@ -18,7 +18,6 @@ import numpy as np
 from harness.baselines.result import Result, StepResult, total
 from harness.numerics.sketch import Sketch, sketch_distance
 
-PHASES = ("data", "tokens", "start", "forward", "backward", "optimizer", "evaluation", "checkpoint")
 ROUNDED_SKETCH = 1e-5  # sketches on the way are kept in float32: nothing smaller shows in them
 EQUAL_SKETCH = 1e-9  # equal tensors have equal sketches, up to the order in which a BLAS adds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +77,3 @@ def _serialise(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-def sidecar_of(settings: Settings) -> dict[str, Any] | None:
-    """What the ``.json`` beside the checkpoint says, if it was written by this run; None otherwise."""
-    try:
-        value: dict[str, Any] = json.loads(settings.checkpoint_sidecar_path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if value.get("run_id") == settings.run_id else None

@@ -3,11 +3,12 @@
 A sketch is the tensor's projection on fixed pseudo-random directions of +1 and -1. For a difference `d` of two tensors
 of one size, each projection `s.d` has mean square exactly `|d|^2` and variance at most `2|d|^4`, so the root mean
 square of k projected differences estimates the L2 norm `|d|` with a relative standard error of about `1/sqrt(2k)` at
-most: 18 % at k = 16. For a difference spread over many elements the mean of squares is `|d|^2 chi2(k)/k`, which gives
-the confidence interval of `sketch_distance_bounds`. A difference in a single element is found exactly. The worst case
-is two differences of one size, which cancel in half of the projections: the interval at the default confidence of
-99.99 % then holds in 99.97 % of cases, and all sixteen projections vanish, so that the difference is missed, with
-probability 2^-16. Sketches say how far apart two tensors are; that they are equal is for the digest to say.
+most: 18 % at k = 16. For a difference spread over many elements the mean of squares is `|d|^2 chi2(k)/k`: with 99.99 %
+confidence the distance lies between 0.578 and 2.527 times the estimate (tests/property/test_sketch.py). A difference in
+a single element is found exactly. The worst case is two differences of one size, which cancel in half of the
+projections: that interval then holds in 99.97 % of cases, and all sixteen projections vanish, so that the difference
+is missed, with probability 2^-16. Sketches say how far apart two tensors are; that they are equal is for the digest to
+say.
 
 The signs are the raw output of Philox4x64-10, a published counter-based generator, keyed by the scheme's version and
 the block of elements: the same for every NumPy release, machine, tensor and thread. Element i of the flattened tensor
@@ -29,7 +30,6 @@ import numpy.typing as npt
 
 VERSION = 1
 PROJECTIONS = 16
-CONFIDENCE = 0.9999
 BLOCK = 1 << 14
 
 Sketch = npt.NDArray[np.float64]
@@ -67,52 +67,6 @@ def sketch_distance(a: Sketch, b: Sketch) -> float:
         return math.nan
     with np.errstate(over="ignore"):
         return math.hypot(*(a - b).tolist()) / math.sqrt(a.size)
-
-
-def sketch_distance_bounds(a: Sketch, b: Sketch, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval (low, high) that holds the L2 distance of the two tensors with `confidence`, around the estimate.
-
-    At sixteen projections and 99.99 % that is 0.578 to 2.527 times the estimate. Raises ValueError as `sketch_distance`
-    does, and unless 0 < confidence < 1.
-    """
-    estimate = sketch_distance(a, b)
-    low, high = distance_factors(a.size, confidence)
-    return estimate * low, estimate * high
-
-
-@functools.lru_cache(maxsize=16)
-def distance_factors(projections: int, confidence: float) -> tuple[float, float]:
-    """(low, high): with `confidence` the true distance lies between `low` and `high` times the estimate."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"a confidence lies between 0 and 1, found {confidence}")
-    tail = (1.0 - confidence) / 2.0
-    upper = _chi2_quantile(1.0 - tail, projections)
-    lower = _chi2_quantile(tail, projections)
-    return math.sqrt(projections / upper), math.sqrt(projections / lower)
-
-
-def _chi2_quantile(probability: float, degrees: int) -> float:
-    """The `probability` quantile of the chi-squared distribution with `degrees` of freedom, by bisection."""
-    low, high = 0.0, degrees + 100.0 * math.sqrt(2.0 * degrees)
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if _chi2_cdf(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2.0
-
-
-def _chi2_cdf(value: float, degrees: int) -> float:
-    """P(chi2(degrees) <= value): the power series of the regularised incomplete gamma function."""
-    shape, x = degrees / 2.0, value / 2.0
-    if x <= 0.0:
-        return 0.0
-    term = math.exp(shape * math.log(x) - x - math.lgamma(shape + 1.0))
-    total, index = term, 1
-    while term > total * 1e-17:
-        term *= x / (shape + index)
-        total, index = total + term, index + 1
-        if index > 10_000:
-            break
-    return total
 
 
 @functools.lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,19 +11,60 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.numerics.sketch import (
-    BLOCK,
-    VERSION,
-    distance_factors,
-    sketch,
-    sketch_distance,
-    sketch_distance_bounds,
-)
+from harness.numerics.sketch import BLOCK, VERSION, Sketch, sketch, sketch_distance
 
 Values = npt.NDArray[np.float64]
 MASK = 2**64 - 1
 # So that a property over a few hundred drawn examples fails by chance once in ten million runs.
 SURE = 1.0 - 1e-10
+
+CONFIDENCE = 0.9999
+
+
+def sketch_distance_bounds(a: Sketch, b: Sketch, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval (low, high) that holds the L2 distance of the two tensors with `confidence`, around the estimate.
+
+    At sixteen projections and 99.99 % that is 0.578 to 2.527 times the estimate. Raises ValueError as `sketch_distance`
+    does, and unless 0 < confidence < 1.
+    """
+    estimate = sketch_distance(a, b)
+    low, high = distance_factors(a.size, confidence)
+    return estimate * low, estimate * high
+
+
+@functools.lru_cache(maxsize=16)
+def distance_factors(projections: int, confidence: float) -> tuple[float, float]:
+    """(low, high): with `confidence` the true distance lies between `low` and `high` times the estimate."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"a confidence lies between 0 and 1, found {confidence}")
+    tail = (1.0 - confidence) / 2.0
+    upper = _chi2_quantile(1.0 - tail, projections)
+    lower = _chi2_quantile(tail, projections)
+    return math.sqrt(projections / upper), math.sqrt(projections / lower)
+
+
+def _chi2_quantile(probability: float, degrees: int) -> float:
+    """The `probability` quantile of the chi-squared distribution with `degrees` of freedom, by bisection."""
+    low, high = 0.0, degrees + 100.0 * math.sqrt(2.0 * degrees)
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _chi2_cdf(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2.0
+
+
+def _chi2_cdf(value: float, degrees: int) -> float:
+    """P(chi2(degrees) <= value): the power series of the regularised incomplete gamma function."""
+    shape, x = degrees / 2.0, value / 2.0
+    if x <= 0.0:
+        return 0.0
+    term = math.exp(shape * math.log(x) - x - math.lgamma(shape + 1.0))
+    total, index = term, 1
+    while term > total * 1e-17:
+        term *= x / (shape + index)
+        total, index = total + term, index + 1
+        if index > 10_000:
+            break
+    return total
 
 
 def philox(counter: int, key: tuple[int, int]) -> list[int]:
