@@ -13,9 +13,10 @@ from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline
 from harness.baselines.compare import SecondLegUnavailable
 from harness.baselines.second_leg import run_second_leg
-from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
+from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
+from harness.evidence.data import audio_files
 from harness.evidence.errors import mismatch
-from harness.lanes import ExternalLane, ExternalProcess, audio_files, changed_audio, renamed_audio
+from harness.lanes import ExternalLane, ExternalProcess, changed_audio, renamed_audio
 from harness.numerics.digest import file_sha256
 from harness.runs.footprint import Footprint
 
@@ -43,19 +44,19 @@ class ExternalRuns:
         self.lane, self.first, self.folder = lane, first, footprint.store
         self._footprint, self._terminal = footprint, terminal
 
-    def again(self) -> ExternalEvidence:
+    def again(self) -> RunEvidence:
         """A second run. Raises EvidenceError, as all of these do."""
         return self._run("again", self._start)
 
-    def other_audio(self) -> ExternalEvidence:
+    def other_audio(self) -> RunEvidence:
         """A run with other audio. Raises NotApplicable where there is none to change."""
         return self._run("other-audio", lambda to: self._start(to, self._varied(changed_audio, differs=True)))
 
-    def same_audio(self) -> ExternalEvidence:
+    def same_audio(self) -> RunEvidence:
         """A run with the same audio under other names and times. Raises NotApplicable likewise."""
         return self._run("same-audio", lambda to: self._start(to, self._varied(renamed_audio, differs=False)))
 
-    def second_leg(self, baseline: Baseline) -> ExternalEvidence:
+    def second_leg(self, baseline: Baseline) -> RunEvidence:
         """A run of the baseline's code, with this machine and this data. Raises SecondLegUnavailable too."""
         lane = self.lane
         if not lane.code:
@@ -66,16 +67,16 @@ class ExternalRuns:
 
         return self._run("second-leg", start)
 
-    def _run(self, kind: str, start: Callable[[Path], object]) -> ExternalEvidence:
+    def _run(self, kind: str, start: Callable[[Path], object]) -> RunEvidence:
         run_dir, done = self.folder / kind, self.folder / f"{kind}.done"
         self.folder.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(self.folder / "lock"):
             if not done.exists():
                 start(run_dir)
                 done.touch()
-        return _external(run_dir)
+        return load_run(run_dir)
 
-    def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> ExternalEvidence:
+    def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> RunEvidence:
         with self._terminal() as say:
             say(f"lane: {_SAYS[run_dir.name]}")
             try:
@@ -90,15 +91,15 @@ class ExternalRuns:
                     run_dir,
                     audio=audio,
                     root=root,
-                    numeric_class=lambda: str(_external(self.first).facts["numeric_class"]),
+                    numeric_class=lambda: load_run(self.first).record.numeric_class,
                 )
                 process.wait()
             finally:
                 for line in self._footprint.put_back():
                     say(f"lane: {line}")
-        return _external(run_dir)
+        return load_run(run_dir)
 
-    def _start_from(self, root: Path, run_dir: Path) -> ExternalEvidence:
+    def _start_from(self, root: Path, run_dir: Path) -> RunEvidence:
         """A run of another checkout. What training starts from is in the baseline's key, so it is the one that lies
         here; of a checkout it is no part where git does not have it."""
         if self.lane.initial_checkpoint is not None:
@@ -120,9 +121,3 @@ class ExternalRuns:
         if differs and sorted(map(file_sha256, audio_files(source))) == sorted(map(file_sha256, audio_files(varied))):
             raise NotApplicable(f"{source}: backwards and softer it is the same (is it silent?)")
         return varied
-
-
-def _external(run_dir: Path) -> ExternalEvidence:
-    run = load_run(run_dir)
-    assert isinstance(run, ExternalEvidence)
-    return run

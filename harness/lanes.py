@@ -4,7 +4,7 @@
     command = ["{python}", "train.py"]
     checkpoint = "out/voice.pt"
 
-A run copies what the lane left into a run directory, with `external_run.json` (harness/evidence/external.py), because
+A run copies what the lane left into a run directory, with `run.json` (harness/evidence/record.py), because
 the next run of the lane overwrites it. What must be seen at once is written down there: how the process ended, which
 files it wrote, and the digests of the data. The lane's own files are never altered or removed, and after a further run
 the first one's are put back.
@@ -32,18 +32,20 @@ from typing import Any
 
 from harness.base.files import EMPTY, NotOurs, kind_at, write_json
 from harness.base.lock import LOCK_NAME
-from harness.evidence.errors import EvidenceError, mismatch, show
-from harness.evidence.external import RUN_FILE, SCHEMA
+from harness.evidence.data import audio_files, data_digest
+from harness.evidence.errors import mismatch
+from harness.evidence.formats import HISTORY
+from harness.evidence.record import RUN_FILE, SCHEMA
 from harness.evidence.report import REPORT_TITLE
-from harness.evidence.run import HISTORY
 from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
-from harness.numerics.digest import dataset_digest, file_sha256
+from harness.numerics.digest import file_sha256
 from harness.runs.copies import copied
 from harness.runs.footprint import SCHEMA as MARK_SCHEMA
 from harness.runs.footprint import stamp
 from harness.runs.process import Ended, Process
 
 PAGE = "docs/gate-your-own-lane.md"
+EARLIER = ("external_run.json", "external_run/1")  # the record of a run, before there was run.json
 BLOCK = 1 << 16  # frames of audio in memory at once
 COPIES = {"status": "train_status.json", "manifest": "voice_dataset_manifest.json", "report": "train_report.txt",
           "trace": "trace.jsonl", "checkpoint": "checkpoint"}  # fmt: skip
@@ -294,7 +296,6 @@ class ExternalProcess:
             raise mismatch(f"[tool.harness.lanes.{lane.name}] cwd", f"no folder {self._cwd}", "the folder to run in")
         self._initial = self._keep_initial()
         self._before = {what: stamp(path) for what, path in self._paths().items()}
-        self._started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         command = [_fill(word, words) for word in lane.command]
         try:
             self._process = Process(
@@ -316,7 +317,27 @@ class ExternalProcess:
         self._work = self.run_dir / "work"
         self._work.mkdir(parents=True, exist_ok=True)
         # First of all, so that a run that is killed leaves a folder that the next one may use.
-        write_json(self.run_dir / RUN_FILE, {"schema": SCHEMA, "lane": "experimental", "promotable": False})
+        self._started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write({"state": "running"})
+
+    def _write(self, known: Mapping[str, Any]) -> None:
+        """Write the run's record: what the table says, and what is known of the run."""
+        lane = self.lane
+        about = {
+            "schema": SCHEMA,
+            "lane": "experimental",
+            "promotable": False,
+            "name": lane.name,
+            "default": False,
+            "run_id": self.run_id,
+            "started_at": self._started_at,
+            "formats": {},
+            "fields": dict(lane.fields),
+            "report_begin": lane.report_begin,
+            "vocabulary": lane.vocabulary,
+            "numerics": "bits",
+        }
+        write_json(self.run_dir / RUN_FILE, {**about, **known})
 
     def _paths(self) -> dict[str, Path]:
         """Where the lane leaves its files; nothing for a report in its output."""
@@ -370,31 +391,25 @@ class ExternalProcess:
             how = f"did not end within its time limit of {lane.time_limit:g} s, and was stopped"
         copies = {output["copy"] for output in outputs.values()} | {"lane.log", self._initial}
         settings = lane.settings()
-        write_json(
-            self.run_dir / RUN_FILE,
+        manifest = outputs.get("manifest")
+        copy = manifest["copy"] if manifest else None
+        listed = (Path(manifest["path"]), self.run_dir / copy if copy else None) if manifest else None
+        self._write(
             {
-                "schema": SCHEMA,
-                "lane": "experimental",
-                "promotable": False,
-                "name": lane.name,
-                "run_id": self.run_id,
+                "state": "ended",
                 "exit_code": ended.exit_code,
                 "ended": how,
                 "seconds": round(ended.seconds, 3),
-                "started_at": self._started_at,
                 "outputs": outputs,
-                "fields": dict(lane.fields),
-                "report_begin": lane.report_begin,
                 "initial": self._initial,
-                "files": {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))},
+                "left": {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))},
                 "work": _left(self._work),
-                "vocabulary": lane.vocabulary,
-                "data": self._data(outputs.get("manifest")),
+                "data": data_digest(listed, self.audio, self._cwd),
                 "numeric_class": numeric_class,
                 "settings_digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
                 "settings": settings,
                 "environment": _environment(),
-            },
+            }
         )
 
     def _trim_report(self, path: Path) -> bool:
@@ -410,35 +425,16 @@ class ExternalProcess:
         path.write_text("".join(f"{line}\n" for line in lines[first:last]), encoding="utf-8")
         return True
 
-    def _data(self, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The digest of the data, from the files: of what the manifest lists, else of the audio that was given."""
-        problems: list[str] = []
-        digests: list[str] = []
-        source = "none"
-        if manifest is not None and manifest["copy"] is not None:
-            source = str(manifest["path"])
-            try:
-                digests = _manifest_digests(Path(source), self.run_dir / str(manifest["copy"]), self._cwd, problems)
-            except EvidenceError as error:
-                problems.append(str(error))
-        elif manifest is None and self.audio is not None:
-            source = str(self.audio)
-            for path in audio_files(self.audio):
-                digests.append(file_sha256(path))
-            if not digests:
-                problems.append(f"{self.audio}: found no file, expected the audio that the lane trains on")
-        digest = dataset_digest(digests) if digests and not problems else None
-        return {"digest": digest, "files": len(digests), "problems": problems, "source": source}
-
 
 def _remove_run(run_dir: Path) -> None:
     """Remove an earlier run of an external lane: what its record lists, by name and content, and what the session that
     judged it wrote. The record stays, for the next run to replace, and so does the history. Raises EvidenceError, with
     nothing removed, where anything else lies there."""
     expected = "an empty folder, or an earlier run of an external lane and nothing else"
-    record, work = run_dir / RUN_FILE, run_dir / "work"
+    work = run_dir / "work"
+    record = run_dir / (RUN_FILE if (run_dir / RUN_FILE).exists() else EARLIER[0])
     try:
-        if kind_at(record) != SCHEMA:
+        if kind_at(record) not in (SCHEMA, EARLIER[1]):
             raise mismatch(run_dir, f"files, and no {RUN_FILE} of a run", expected)
         facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
         for path in sorted(run_dir.rglob("*")):
@@ -470,22 +466,17 @@ def _left(work: Path) -> dict[str, list[int]]:
 
 def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file lies there because of the run with these facts. Raises OSError."""
-    files, plain = facts.get("files"), path.is_file() and not path.is_symlink()
-    if "run_id" not in facts and plain and (path.name in ("lane.log", *COPIES.values()) or path.stem in STEMS):
+    files, plain = facts.get("left", facts.get("files")), path.is_file() and not path.is_symlink()
+    ended = "files" in facts or "left" in facts
+    if not ended and plain and (path.name in ("lane.log", *COPIES.values()) or path.stem in STEMS):
         return True  # it was killed before it could list them; the folder was empty when it began
     if plain and isinstance(files, dict) and path.name in files:
         return bool(file_sha256(path) == files[path.name])
     try:
-        return kind_at(path) in (SCHEMA, "gates/1", "history/1", "page", "listen/1", "clip", "lock", MARK_SCHEMA, EMPTY)
+        known = (SCHEMA, EARLIER[1], "gates/1", "history/1", "page", "listen/1", "clip", "lock", MARK_SCHEMA, EMPTY)
+        return kind_at(path) in known
     except NotOurs:
         return False
-
-
-def audio_files(path: Path) -> list[Path]:
-    """The audio: a file, or every file below a folder."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return [path] if path.is_file() else []
 
 
 def changed_audio(source: Path, folder: Path) -> Path:
@@ -540,39 +531,6 @@ def _change(file: Path, target: Path) -> None:
     except (RuntimeError, TypeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
         what = f"a file that is not changed here ({' '.join(str(error).split())[:100]})"
         raise mismatch(file, what, "audio (WAV, FLAC, OGG) or an .npy array") from None
-
-
-def _manifest_digests(path: Path, copy: Path, cwd: Path, problems: list[str]) -> list[str]:
-    """The SHA-256 of each file that a manifest lists; what is wrong goes to `problems`. Raises EvidenceError."""
-    value = parse_json(read_bytes(copy, 16 << 20, "the data set's manifest"), path)
-    entries = value.get("entries") if isinstance(value, dict) else value
-    if not isinstance(entries, list) or not entries:
-        raise mismatch(f"{path}: entries", show(entries), "a list with at least one file")
-    digests: list[str] = []
-    for index, entry in enumerate(entries):
-        where = f"{path}: entries[{index}]"
-        named = (entry.get("target") or entry.get("path")) if isinstance(entry, dict) else entry
-        if not isinstance(named, str) or not named:
-            problems.append(str(mismatch(where, show(named), "the file's path, as target or path")))
-            continue
-        file = next((p for p in (path.parent / named, cwd / named) if p.is_file()), None)
-        if file is None:
-            problems.append(str(mismatch(where, f"{named}: no such file", "a file that is there")))
-            continue
-        digests.append(file_sha256(file))
-        said = entry if isinstance(entry, dict) else {}
-        if said.get("sha256", digests[-1]) != digests[-1]:
-            problems.append(
-                str(mismatch(f"{where}: {named}", f"SHA-256 {digests[-1]}", f"{said['sha256']}, as it says"))
-            )
-        if said.get("bytes", file.stat().st_size) != file.stat().st_size:
-            problems.append(str(mismatch(f"{where}: {named}", f"{file.stat().st_size:,} bytes", f"{said['bytes']}")))
-    claimed = value.get("dataset_digest") if isinstance(value, dict) else None
-    if claimed is not None and not problems and claimed != dataset_digest(digests):
-        problems.append(
-            str(mismatch(f"{path}: dataset_digest", show(claimed), f"{dataset_digest(digests)}, of its files"))
-        )
-    return digests
 
 
 def _environment() -> dict[str, Any]:

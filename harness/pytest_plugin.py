@@ -28,9 +28,9 @@ from harness.baselines.record import refusal
 from harness.baselines.second_leg import code_of, remove_dead_worktrees, run_second_leg
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
 from harness.bootstrap.report import REPORT_SHOWN
-from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, load_run
+from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
 from harness.evidence.errors import mismatch
-from harness.evidence.external import RUN_FILE
+from harness.evidence.record import RUN_FILE
 from harness.evidence.strict import is_there
 from harness.external_runs import ExternalRuns
 from harness.lane.environment import let_warnings_be_warnings
@@ -163,17 +163,17 @@ def _installed(name: str) -> bool:
     return True
 
 
-def run_that_was_left(config: pytest.Config) -> Path | None:
-    """The session's run directory, where the session's run lies in it: of another's, nothing is touched."""
+def run_that_was_left(config: pytest.Config) -> RunEvidence | None:
+    """The session's run, where it lies in the run directory: of another's, nothing is touched."""
     run = config.stash.get(RUN, None)
-    if run is None or not run.evidence().is_left():
+    if run is None or not run.evidence.is_left():
         return None
     if HOLD not in config.stash and run.run_id is not None:  # the workers have ended: another may own it by now
         try:
             hold_until_end(config, run.run_dir, shared=True)
         except (Busy, OSError):
             return None
-    return run.run_dir
+    return run.evidence
 
 
 def is_external(config: pytest.Config) -> bool:
@@ -232,7 +232,7 @@ def lane_process(
         config.stash[RUN] = run
         if worker is not None:
             config.workeroutput["lane_run"] = [str(run.run_dir), run.run_id, run.told]  # type: ignore[attr-defined]
-        return run.evidence()
+        return run.evidence
 
     def start(say: Callable[[str], None] | None = None) -> LaneProcess | ExternalProcess:
         try:
@@ -342,27 +342,27 @@ def _shared(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory, wha
     return worker and tmp_path_factory.getbasetemp().parent / f"lane-{what}-{worker['testrunuid']}"
 
 
-def _further(runs: ExternalRuns | None, which: str) -> Callable[[], ExternalEvidence]:
-    def nothing() -> ExternalEvidence:
+def _further(runs: ExternalRuns | None, which: str) -> Callable[[], RunEvidence]:
+    def nothing() -> RunEvidence:
         raise NotApplicable("--lane-evidence runs nothing, and this takes another run of the lane")
 
     return nothing if runs is None else getattr(runs, which)
 
 
 @pytest.fixture(scope="session")
-def lane_again(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+def lane_again(external_runs: ExternalRuns | None) -> Callable[[], RunEvidence]:
     """Gives the evidence of a second run of an external lane, which takes place once a session."""
     return _further(external_runs, "again")
 
 
 @pytest.fixture(scope="session")
-def lane_other_audio(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+def lane_other_audio(external_runs: ExternalRuns | None) -> Callable[[], RunEvidence]:
     """Gives the evidence of a run of an external lane with other audio."""
     return _further(external_runs, "other_audio")
 
 
 @pytest.fixture(scope="session")
-def lane_same_audio(external_runs: ExternalRuns | None) -> Callable[[], ExternalEvidence]:
+def lane_same_audio(external_runs: ExternalRuns | None) -> Callable[[], RunEvidence]:
     """Gives the evidence of a run of an external lane with the same audio under other names."""
     return _further(external_runs, "same_audio")
 

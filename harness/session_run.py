@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 from harness.evidence import EvidenceError, RunEvidence, load_run
-from harness.present.facts import load_here
+from harness.present.facts import load_here, places
 
 GATE = "smoke"  # the marker
 
@@ -24,23 +24,19 @@ class SessionRun:
     run_id: str | None
     told: str = ""
 
+    @cached_property
     def evidence(self) -> RunEvidence:
         """The run's evidence, from where the user's settings put it; with its id, so that no stale file passes."""
         if self.run_id is None:
             return load_here(self.run_dir)
-        moved: dict[str, Path] = {}
-        if status := os.environ.get("TRAIN_STATUS_PATH"):
-            moved["status_path"] = Path.cwd() / status
-        if audio := os.environ.get("KNOWLEDGE_AUDIO_DIR"):
-            moved["manifest_path"] = Path.cwd() / audio / "voice_dataset_manifest.json"
-        return load_run(self.run_dir, run_id=self.run_id, told=self.told, **moved)
+        return load_run(self.run_dir, run_id=self.run_id, places=places(), told=self.told)
 
     def report(self) -> str:
         """The report of this run: the file's, or what its process told. One line that says so where there is none."""
-        evidence = self.evidence()
+        evidence = self.evidence
         try:
             if evidence.report and (evidence.is_left() or not self.told):
-                return evidence.report_path.read_text(encoding="utf-8", errors="backslashreplace")
+                return evidence.path_of("report").read_text(encoding="utf-8", errors="backslashreplace")
             reason = "it does not say how the run ended"
         except (EvidenceError, OSError) as error:
             reason = str(error)

@@ -15,12 +15,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta, Struct, structs
 
 from harness.baselines.guard import decode_positions, encode_positions
 from harness.baselines.result import EXTERNAL, UNIVERSAL, Key, Result, StepResult, TensorResult, shown
+from harness.evidence import EvidenceError, parse_json
+from harness.evidence.strict import HexFloat, Sha256, as_struct
 from harness.numerics.sketch import Sketch
 
 SCHEMA = "lane_baseline/1"
@@ -41,10 +44,10 @@ class Tolerance:
     class, and no others. `loss`: relative. `tensor`: L2 distance over the L2 norm of the tensor's change in training.
     """
 
-    loss: float
-    tensor: float
-    measured_loss: float
-    measured_tensor: float
+    loss: HexFloat
+    tensor: HexFloat
+    measured_loss: HexFloat
+    measured_tensor: HexFloat
 
 
 # Measured with the shipped lane between numeric classes and thread counts; docs/baselines.md has the table.
@@ -165,8 +168,8 @@ def load(path: Path) -> Baseline:
     if not data.strip():
         raise BaselineError(f"{path}: an empty file, no baseline; restore it with git, or record again")
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        baseline = _parse(document, path)
+        where = f"{path}: no valid baseline"
+        baseline = _read(as_struct(parse_json(data, where), _File, where), path)
         written = dump(baseline).encode()
         if written != data and written.splitlines() == data.splitlines():
             raise BaselineError(
@@ -175,7 +178,9 @@ def load(path: Path) -> Baseline:
             )
         if written != data:
             raise ValueError("not in the form in which it is written (edited by hand?)")
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except EvidenceError as error:
+        raise BaselineError(f"{error}; restore it with git, or record again") from None
+    except (ValueError, KeyError, OverflowError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise BaselineError(f"{path}: no valid baseline: {reason}; restore it with git, or record again") from None
     return baseline
@@ -259,83 +264,128 @@ def _kept_steps(steps: Sequence[StepResult]) -> list[StepResult]:
     return [*known[:1], *sketched[len(sketched) // 2 :][:1]]
 
 
-def _parse(document: Any, path: Path) -> Baseline:
-    root = _fields(document, "the file", "schema key provenance exact shape tolerance")
-    if root["schema"] != SCHEMA:
-        raise ValueError(f"schema {root['schema']!r}, expected {SCHEMA!r}")
-    key_fields = _fields(
-        root["key"], "key", "lane mode model_digest dataset_digest settings_digest numeric_class digest"
-    )
-    key = Key(**{name: _str(value) for name, value in key_fields.items() if name != "digest"})
-    if key.digest() != key_fields["digest"]:
+# Of a lane with a table it may be empty: the lane need not give what it is of.
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+Hexes = dict[str, HexFloat]
+
+
+class _Key(Struct, forbid_unknown_fields=True):
+    lane: str
+    mode: str
+    model_digest: str
+    dataset_digest: str
+    settings_digest: str
+    numeric_class: str
+    digest: str
+
+
+class _Provenance(Struct, forbid_unknown_fields=True):
+    recorded_at: str
+    reason: str
+    commit: str
+    dirty: bool
+    code_digest: str
+    model: str
+    numeric_class: str
+    environment: dict[str, str]
+    settings: dict[str, str]
+
+
+class _Guard(Struct, forbid_unknown_fields=True):
+    width: HexFloat
+    measured_drift: HexFloat
+    positions: dict[str, str]
+
+
+class _Curve(Struct, forbid_unknown_fields=True):
+    columns: Literal["step chunks batch loss loss_by_codebook valid sanitized grad param"]
+    rows: list[str]
+
+
+class _Exact(Struct, forbid_unknown_fields=True):
+    tensor_digest: Sha256
+    guard: _Guard | None
+    tokens_digest: Digest
+    dataset_digest: Digest
+    base_digest: str
+    start: Hexes
+    curve: _Curve
+    end: Hexes
+
+
+class _Shape(Struct, forbid_unknown_fields=True):
+    start: Hexes
+    steps: dict[str, dict[str, str]]
+    end: dict[str, str]
+
+
+class _File(Struct, forbid_unknown_fields=True):
+    schema: Literal["lane_baseline/1"]
+    key: _Key
+    provenance: _Provenance
+    exact: _Exact
+    shape: _Shape
+    tolerance: Tolerance
+
+
+def _read(file: _File, path: Path) -> Baseline:
+    """The baseline that a file holds. Raises ValueError and KeyError for one that is not like what `dump` writes."""
+    exact, shape, provenance = file.exact, file.shape, file.provenance
+    key = Key(**{name: value for name, value in structs.asdict(file.key).items() if name != "digest"})
+    if key.digest() != file.key.digest:
         raise ValueError("the key's digest is not that of its fields")
-    provenance = _fields(
-        root["provenance"],
-        "provenance",
-        "recorded_at reason commit dirty code_digest model numeric_class environment settings",
-    )
-    datetime.datetime.fromisoformat(_str(provenance["recorded_at"]))
-    exact = _fields(
-        root["exact"], "exact", "tensor_digest guard tokens_digest dataset_digest base_digest start curve end"
-    )
-    shape = _fields(root["shape"], "shape", "start steps end")
-    tolerance = _fields(root["tolerance"], "tolerance", "loss tensor measured_loss measured_tensor")
-    tensors = {name: _tensor(text) for name, text in _dict(shape["end"]).items()}
+    datetime.datetime.fromisoformat(provenance.recorded_at)
+    tensors = {name: _tensor(text) for name, text in shape.end.items()}
     sizes = {name: math.prod(map(int, filter(None, t.kind.split(" ")[1].split("x")))) for name, t in tensors.items()}
-    curve = _fields(exact["curve"], "curve", "columns rows")
-    if curve["columns"] != CURVE_COLUMNS:
-        raise ValueError(f"the curve's columns are {curve['columns']!r}, expected {CURVE_COLUMNS!r}")
-    kept = {int(step): _dict(rows) for step, rows in _dict(shape["steps"]).items()}
-    steps = tuple(_step(row, kept) for row in curve["rows"])
-    external = key.mode == EXTERNAL
-    if not (steps or external) or not tensors:
+    kept = {int(step): rows for step, rows in shape.steps.items()}
+    steps = tuple(_step(row, kept) for row in exact.curve.rows)
+    if key.mode != EXTERNAL and "" in (exact.dataset_digest, exact.tokens_digest):
+        raise ValueError("exact: a digest is empty, expected 64 lower-case hex digits")
+    if not (steps or key.mode == EXTERNAL) or not tensors:
         raise ValueError("no step or no tensor: there is nothing to compare with")
     if not set(kept) <= {step.step for step in steps}:
         raise ValueError("sketches of a step that is not in the curve")
-    width = drift = None
-    guarded: dict[str, Sequence[int]] = {}
-    if (exact["guard"] is not None) != (key.mode == UNIVERSAL):
+    if (exact.guard is not None) != (key.mode == UNIVERSAL):
         raise ValueError("a guard belongs to universal mode, and to no other")
-    if exact["guard"] is not None:
-        guard = _fields(exact["guard"], "guard", "width measured_drift positions")
-        width, drift = _float(guard["width"]), _float(guard["measured_drift"])
-        for name, text in _dict(guard["positions"]).items():
-            guarded[name] = decode_positions(_str(text), size=sizes[name])
+    positions = exact.guard.positions if exact.guard is not None else {}
     result = Result(
         source=shown(path),
         key=key,
-        model=_str(provenance["model"]),
-        numeric_class=_str(provenance["numeric_class"]),
-        environment={name: _str(value) for name, value in _dict(provenance["environment"]).items()},
-        settings={name: _str(value) for name, value in _dict(provenance["settings"]).items()},
-        dataset_digest=_digest(exact["dataset_digest"], optional=external),
-        tokens_digest=_digest(exact["tokens_digest"], optional=external),
-        base_digest=_str(exact["base_digest"]),
-        start_losses=_floats(exact["start"]),
-        start_param=_floats(shape["start"]),
+        model=provenance.model,
+        numeric_class=provenance.numeric_class,
+        environment=provenance.environment,
+        settings=provenance.settings,
+        dataset_digest=exact.dataset_digest,
+        tokens_digest=exact.tokens_digest,
+        base_digest=exact.base_digest,
+        start_losses=exact.start,
+        start_param=shape.start,
         steps=steps,
-        end_losses=_floats(exact["end"]),
-        tensor_digest=_digest(exact["tensor_digest"]),
+        end_losses=exact.end,
+        tensor_digest=exact.tensor_digest,
         tensors=tensors,
-        guarded=guarded,
+        guarded={name: decode_positions(text, size=sizes[name]) for name, text in positions.items()},
     )
-    code = Code(_str(provenance["commit"]), provenance["dirty"] is True, _str(provenance["code_digest"]))
     return Baseline(
         path=path,
-        provenance=Provenance(_str(provenance["recorded_at"]), _str(provenance["reason"]), code),
+        provenance=Provenance(
+            provenance.recorded_at,
+            provenance.reason,
+            Code(provenance.commit, provenance.dirty, provenance.code_digest),
+        ),
         result=result,
-        tolerance=Tolerance(**{name: _float(value) for name, value in tolerance.items()}),
-        guard=width,
-        drift=drift,
+        tolerance=file.tolerance,
+        guard=exact.guard.width if exact.guard is not None else None,
+        drift=exact.guard.measured_drift if exact.guard is not None else None,
     )
 
 
-def _step(row: Any, kept: Mapping[int, Mapping[str, Any]]) -> StepResult:
-    cells = _str(row).split(" ")
+def _step(row: str, kept: Mapping[int, Mapping[str, str]]) -> StepResult:
+    cells = row.split(" ")
     if len(cells) != len(CURVE_COLUMNS.split(" ")):
         raise ValueError(f"a row of the curve has {len(cells)} columns")
     step, chunks, batch, loss, by_codebook, valid, sanitized, grad, param = cells
-    tensors = {name: _str(text).split(" ") for name, text in kept.get(int(step), {}).items()}
+    tensors = {name: text.split(" ") for name, text in kept.get(int(step), {}).items()}
     return StepResult(
         step=int(step),
         chunks=chunks,
@@ -352,8 +402,8 @@ def _step(row: Any, kept: Mapping[int, Mapping[str, Any]]) -> StepResult:
     )
 
 
-def _tensor(text: Any) -> TensorResult:
-    dtype, shape, norm, words = _str(text).split(" ")
+def _tensor(text: str) -> TensorResult:
+    dtype, shape, norm, words = text.split(" ")
     return TensorResult(f"{dtype} {shape}", _float(norm), _from_words(words, ">f8"))
 
 
@@ -383,52 +433,8 @@ def _from_words(text: str, dtype: str) -> Sketch:
     return values
 
 
-def _fields(value: Any, where: str, names: str) -> dict[str, Any]:
-    found = _dict(value)
-    expected = set(names.split())
-    if set(found) != expected:
-        odd = sorted(set(found) ^ expected)[0]
-        raise ValueError(f"{where} has {'an unknown' if odd in found else 'no'} field {odd!r}")
-    return found
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, found {type(value).__name__}")
-    return value
-
-
-def _str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, found {type(value).__name__}")
-    return value
-
-
-def _digest(value: Any, *, optional: bool = False) -> str:
-    if optional and value == "":
-        return ""
-    if not re.fullmatch(r"[0-9a-f]{64}", _str(value)):
-        raise ValueError("a digest is 64 lower-case hexadecimal digits")
-    return _str(value)
-
-
-def _float(text: Any) -> float:
-    value = float.fromhex(_str(text))
+def _float(text: str) -> float:
+    value = float.fromhex(text)
     if not math.isfinite(value) or value.hex() != text:
         raise ValueError(f"{text!r} is no finite number in canonical hexadecimal form")
     return value
-
-
-def _floats(value: Any) -> dict[str, float]:
-    return {name: _float(text) for name, text in _dict(value).items()}
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")

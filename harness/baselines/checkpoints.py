@@ -1,20 +1,12 @@
-"""Two checkpoints, tensor by tensor: how many values differ, by how much, and where. Block by block, without torch.
-
-Importing torch takes longer than comparing 50 MB. So a torch checkpoint of plain tensors is read here as what it is: a
-zip archive of uncompressed storages and a pickle that says which storage is which tensor. The pickle is read by an
-unpickler that knows five names, all of them functions of this file, and refuses any other. What is not such a
-checkpoint (compressed, strided, of a type that NumPy lacks, an `.npz`) is left to `harness.evidence.read_checkpoint`.
-"""
+"""Two checkpoints, tensor by tensor: how many values differ, by how much, and where. Block by block, without torch."""
 
 from __future__ import annotations
 
 import math
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,30 +16,22 @@ from harness.numerics.digest import dtype_name
 
 Array = npt.NDArray[Any]
 BLOCK = 1 << 18  # elements
-_PICKLE_LIMIT = 1 << 26
-_LOCAL_HEADER = 30
-_STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor: an array in memory, or the place of its values in a file. Values come in blocks, in C order."""
+    """A tensor: an array in memory or mapped from its file. Values come in blocks, in C order."""
 
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    array: Array | None = None
-    path: Path | None = None
-    offset: int = 0
+    array: Array
     parts_of: str = ""  # the kind of the complex tensor whose real and imaginary parts these are
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
     @property
     def kind(self) -> str:
@@ -57,23 +41,13 @@ class Stored:
     @property
     def size(self) -> int:
         """How many values."""
-        return math.prod(self.shape)
+        return self.array.size
 
     def blocks(self) -> Iterator[Array]:
-        """The values, flat, at most BLOCK at a time. Raises OSError, ValueError when the file has become shorter."""
-        if self.array is not None:
-            flat = np.ascontiguousarray(self.array).reshape(-1)
-            for start in range(0, flat.size, BLOCK):
-                yield flat[start : start + BLOCK]
-            return
-        assert self.path is not None
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            left = self.size
-            while left:
-                count = min(left, BLOCK)
-                yield np.frombuffer(file.read(count * self.dtype.itemsize), self.dtype, count)
-                left -= count
+        """The values, flat, at most BLOCK at a time."""
+        flat = np.ascontiguousarray(self.array).reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield flat[start : start + BLOCK]
 
 
 @dataclass(frozen=True)
@@ -100,12 +74,6 @@ class TensorDifference:
 
 def open_checkpoint(path: Path) -> dict[str, Stored]:
     """The tensors of a checkpoint by name, in name order. Raises EvidenceError for a file that is none."""
-    try:
-        found = _read_plain(path)
-    except Exception:  # of damaged files zipfile and pickle raise nearly anything; the other reader says what it is
-        found = {}
-    if found:
-        return dict(sorted(found.items()))
     return in_memory(read_checkpoint(path).tensors)
 
 
@@ -117,18 +85,15 @@ def in_memory(tensors: Mapping[str, Array]) -> dict[str, Stored]:
 def _stored(array: Array) -> Stored:
     # In this machine's byte order, so that equal values have equal bits.
     native: Array = np.asarray(array, array.dtype.newbyteorder("="))
-    found = Stored(native.dtype, native.shape, native)
+    found = Stored(native)
     if native.dtype.kind != "c":
         return found
     parts = np.stack([native.real, native.imag], axis=-1)
-    return Stored(parts.dtype, parts.shape, parts, parts_of=found.kind)
+    return Stored(parts, parts_of=found.kind)
 
 
 def compare_tensors(a: Mapping[str, Stored], b: Mapping[str, Stored]) -> list[TensorDifference]:
-    """The tensors that differ, in name order; a tensor that one side lacks, or has in another type or shape, is one.
-
-    Raises OSError, ValueError when a file cannot be read to its end.
-    """
+    """The tensors that differ, in name order; a tensor that one side lacks, or has in another type or shape, is one."""
     found = (_compare(name, a.get(name), b.get(name)) for name in sorted(set(a) | set(b)))
     return [difference for difference in found if difference is not None]
 
@@ -190,106 +155,3 @@ def _ordered(values: Array) -> npt.NDArray[np.uint64]:
     bits = values.view(f"u{values.dtype.itemsize}")
     sign = bits.dtype.type(1 << (8 * values.dtype.itemsize - 1))
     return np.where(bits & sign, ~bits, bits | sign).astype(np.uint64)
-
-
-class _NotPlain(Exception):
-    """Not a checkpoint of plain tensors: for the other reader."""
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    dtype: str
-    key: str
-    elements: int
-    offset: int
-    shape: tuple[int, ...]
-
-
-def _rebuild_tensor(storage: tuple[str, str, int], offset: int, shape: Any, stride: Any, *_: Any) -> _Tensor:
-    expected, step = [], 1
-    for length in reversed(shape):
-        expected.append(step)
-        step *= length
-    real = [(s, e) for s, e, n in zip(stride, reversed(expected), shape, strict=True) if n != 1]
-    if any(s != e for s, e in real):
-        raise _NotPlain
-    dtype, key, elements = storage
-    if not 0 <= offset <= elements - step or min(shape, default=0) < 0:
-        raise _NotPlain
-    return _Tensor(dtype, key, elements, offset, tuple(shape))
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors, their storages and ordered dictionaries; nothing else can be named, so nothing else is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise _NotPlain
-
-    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
-        tag, dtype, key, _device, elements = pid
-        if tag != "storage" or dtype not in _STORAGES.values() or not isinstance(key, str):
-            raise _NotPlain
-        return dtype, key, int(elements)
-
-
-def _read_plain(path: Path) -> dict[str, Stored]:
-    """The tensors of a torch checkpoint; raises nearly anything for what is none, or not plain."""
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        (pickled,) = (name for name in members if name.endswith("/data.pkl"))
-        if len(members) != len(archive.infolist()) or members[pickled].file_size > _PICKLE_LIMIT:
-            raise _NotPlain
-        root = pickled.removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-            raise _NotPlain
-        with archive.open(pickled) as stream:
-            loaded = _Unpickler(stream).load()
-        found: dict[str, Stored] = {}
-        for name, leaf in _flatten(loaded):
-            if isinstance(leaf, _Tensor):
-                info = members[f"{root}data/{leaf.key}"]
-                dtype = np.dtype(leaf.dtype)
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size != leaf.elements * dtype.itemsize:
-                    raise _NotPlain
-                offset = _data_offset(file, info) + leaf.offset * dtype.itemsize
-                if name in found:
-                    raise _NotPlain
-                found[name] = Stored(dtype, leaf.shape, None, path, offset)
-        return found
-
-
-def _flatten(loaded: Any) -> Iterator[tuple[str, Any]]:
-    """(name, leaf) of nested dictionaries and lists, named as `read_checkpoint` does."""
-    stack: list[tuple[str, Any]] = [("", loaded)]
-    if isinstance(loaded, dict) and "adapter" in loaded and loaded.keys() <= {"adapter", "meta"}:
-        stack = [("", loaded.get("meta", {})), ("", loaded["adapter"])]
-    for _ in range(1_000_000):
-        if not stack:
-            return
-        name, value = stack.pop()
-        if isinstance(value, dict | list | tuple):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            stack += [(f"{name}.{key}" if name else str(key), item) for key, item in items]
-        else:
-            yield name, value
-    raise _NotPlain
-
-
-def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: after its local header, whose lengths may differ from the directory's."""
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL_HEADER)
-    if header[:4] != b"PK\x03\x04":
-        raise _NotPlain
-    return (
-        info.header_offset
-        + _LOCAL_HEADER
-        + int.from_bytes(header[26:28], "little")
-        + int.from_bytes(header[28:30], "little")
-    )

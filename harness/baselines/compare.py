@@ -36,7 +36,7 @@ from harness.baselines.differences import (
     walk,
 )
 from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run, shown
-from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
+from harness.evidence import EvidenceError, RunEvidence
 
 Kind = Literal[
     "match", "tolerance-match", "regression", "nondeterministic", "environment-moved", "incomparable", "missing"
@@ -233,13 +233,11 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
 
 def _completed(evidence: RunEvidence) -> Result:
     """The result of a run that completed. Raises EvidenceError for another."""
-    if isinstance(evidence, ExternalEvidence) and (failure := evidence.failure()):
+    if evidence.is_recorded and (failure := evidence.failure()):
         raise EvidenceError(failure)
     status = evidence.status
-    if status["status"] != "completed":
-        raise EvidenceError(
-            f"it did not complete: {status['status']} at {status['first_failed_step']}: {status['root_cause']}"
-        )
+    if status.status != "completed":
+        raise EvidenceError(f"it did not complete: {status.status} at {status.first_failed_step}: {status.root_cause}")
     return result_of_run(evidence)
 
 

@@ -159,15 +159,15 @@ def _agreed(first: RunEvidence, second: RunEvidence) -> Result:
     for which, evidence in (("first", first), ("second", second)):
         try:
             status = evidence.status
-            if status["status"] != "completed":
-                raise EvidenceError(f"{status['status']} at {status['first_failed_step']}: {status['root_cause']}")
+            if status.status != "completed":
+                raise EvidenceError(f"{status.status} at {status.first_failed_step}: {status.root_cause}")
             result = result_of_run(evidence)
             if result.unreadable:
                 raise EvidenceError("; ".join(f"{part}: {why}" for part, why in result.unreadable.items()))
         except EvidenceError as error:
             raise RecordRefused(f"the {which} run is no good, and a failed run is never recorded: {error}") from None
         results.append(result)
-    if first.status["run_id"] == second.status["run_id"]:
+    if first.status.run_id == second.status.run_id:
         raise RecordRefused("recording takes two runs, and these are one and the same")
     one, two = results
     if one.key != two.key:

@@ -11,14 +11,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, RunEvidence, rounding_agrees
+from harness.evidence import EvidenceError, NotApplicable, RunEvidence, Trace, rounding_agrees
+from harness.evidence.trace import Step
 from harness.numerics.digest import dtype_name, tensor_digest
 from harness.numerics.sketch import Sketch, sketch
 
@@ -121,15 +123,43 @@ def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
 
     Raises EvidenceError when the trace cannot be read: without it there is nothing to compare and no key to compare by.
     What else cannot be read, or contradicts itself, is in `unreadable`. `partial` takes the trace of a run that ended
-    early as far as it goes; what is not there is then empty.
+    early as far as it goes; what is not there is then empty. Of one `evidence` there is one result.
     """
-    # Of an external lane without a trace there is an outline.
-    external = isinstance(evidence, ExternalEvidence)
-    if isinstance(evidence, ExternalEvidence) and evidence.gives("trace") and not partial:
-        evidence.trace  # noqa: B018 - the whole of it, or an EvidenceError
-    trace = evidence.partial_trace if partial or external else evidence.trace
-    header, start, end = trace.header, trace.start, trace.end
+    trace = evidence.trace if evidence.gives("trace") and not partial else evidence.outline
+    if evidence not in _RESULTS:
+        _RESULTS[evidence] = _result(evidence, trace)
+    return _RESULTS[evidence]
+
+
+_RESULTS: WeakKeyDictionary[RunEvidence, Result] = WeakKeyDictionary()
+
+
+def key_of(evidence: RunEvidence, trace: Trace) -> Key:
+    """What a run computed, as it says itself. Raises EvidenceError."""
+    if evidence.numerics == "bits":
+        record = evidence.record
+        try:
+            model = evidence.initial_checkpoint.tensor_digest
+        except NotApplicable:
+            model = "none"
+        data = record.data.digest or ""
+        return Key(record.name, EXTERNAL, model, data, record.settings_digest, record.numeric_class)
+    header = trace.header
+    return Key(
+        lane=header.lane,
+        mode=header.mode,
+        model_digest=header.model_digest,
+        dataset_digest=header.dataset_digest,
+        settings_digest=header.settings_digest,
+        numeric_class="" if header.mode == UNIVERSAL else header.numeric_class or "none",
+    )
+
+
+def _result(evidence: RunEvidence, trace: Trace) -> Result:
+    key = key_of(evidence, trace)
     unreadable: dict[str, str] = {}
+    tokens_digest = trace.tokens.tokens_digest if trace.has("tokens") else ""
+    start = trace.start if trace.has("start") else None
 
     def read(part: str, digest: Any, claimed: str) -> str:
         try:
@@ -143,43 +173,37 @@ def result_of_run(evidence: RunEvidence, *, partial: bool = False) -> Result:
             unreadable[part] = f"the trace says {claimed[:12]}, the files hold {found[:12]}"
         return found
 
-    dataset = read("dataset", evidence.dataset_digest, header["dataset_digest"])
-    tokens = read("tokens", evidence.tokens_digest, trace.tokens.get("tokens_digest", ""))
+    dataset = read("dataset", evidence.dataset_digest, key.dataset_digest)
+    tokens = read("tokens", evidence.tokens_digest, tokens_digest)
     values: dict[str, npt.NDArray[Any]] = {}
     values64: dict[str, npt.NDArray[np.float64]] | None = None
     try:
         values = dict(evidence.checkpoint.tensors)
         before = evidence.checkpoint_float64
-        if header["mode"] == UNIVERSAL and before is not None:
+        if key.mode == UNIVERSAL and before is not None:
             rounding_agrees(evidence.checkpoint, before)
             values64 = dict(before.tensors)
     except NotApplicable:
         pass
     except EvidenceError as error:
         unreadable["checkpoint"] = str(error)
-    mode = header["mode"]
     unrounded: Mapping[str, npt.NDArray[Any]] = values if values64 is None else values64
     return Result(
         source=shown(evidence.run_dir),
-        key=Key(
-            lane=header["lane"],
-            mode=mode,
-            model_digest=header["model_digest"],
-            dataset_digest=dataset,
-            settings_digest=header["settings_digest"],
-            numeric_class="" if mode == UNIVERSAL else header["numeric_class"] or "none",
-        ),
+        key=replace(key, dataset_digest=dataset),
         model=_model_name(evidence),
-        numeric_class=header["numeric_class"] or "none",
+        numeric_class=key.numeric_class or trace.header.numeric_class or "none",
         environment=_flat(evidence, "environment"),
         settings=_flat(evidence, "settings"),
         dataset_digest=dataset,
         tokens_digest=tokens,
-        base_digest=start.get("base_digest", ""),
-        start_losses={name: start[name] for name in ("loss_without_adapters", "loss") if name in start},
-        start_param=start.get("param", {}),
-        steps=tuple(_step(line) for line in trace.steps),
-        end_losses=_end_losses(end),
+        base_digest="" if start is None else start.base_digest,
+        start_losses={}
+        if start is None
+        else {"loss_without_adapters": start.loss_without_adapters, "loss": start.loss},
+        start_param={} if start is None else start.param,
+        steps=tuple(map(_step, trace.steps)),
+        end_losses=_end_losses(trace),
         tensor_digest=tensor_digest(values) if values else "",
         tensors={
             name: TensorResult(kind_of(values[name]) if name in values else "missing", norm_of(array), sketch(array))
@@ -215,36 +239,34 @@ def shown(path: Path) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
-def _step(line: Mapping[str, Any]) -> StepResult:
-    grad, param = line["grad"], line["param"]
+def _step(line: Step) -> StepResult:
     return StepResult(
-        step=line["step"],
-        chunks=hashlib.sha256("\n".join(map(str, line["chunks"])).encode()).hexdigest()[:16],
-        batch=line["batch_digest"],
-        loss=line["loss"],
-        by_codebook=tuple(line["loss_by_codebook"]),
-        valid=tuple(line["valid"]),
-        sanitized=line["sanitized"],
-        grad_total=total(grad.values()),
-        param_total=total(param.values()),
-        grad=grad,
-        param=param,
-        sketch={name: np.array(row) for name, row in line.get("sketch", {}).items()},
+        step=line.step,
+        chunks=hashlib.sha256("\n".join(map(str, line.chunks)).encode()).hexdigest()[:16],
+        batch=line.batch_digest,
+        loss=line.loss,
+        by_codebook=tuple(line.loss_by_codebook),
+        valid=tuple(line.valid),
+        sanitized=line.sanitized,
+        grad_total=total(line.grad.values()),
+        param_total=total(line.param.values()),
+        grad=line.grad,
+        param=line.param,
+        sketch={name: np.array(row) for name, row in line.sketch.items()},
     )
 
 
-def _end_losses(end: Mapping[str, Any]) -> dict[str, float]:
-    if "eval_loss" not in end:
+def _end_losses(trace: Trace) -> dict[str, float]:
+    if not trace.complete:
         return {}
-    losses = {"evaluation loss": end["eval_loss"]}
-    for index, loss in enumerate(end["eval_loss_by_codebook"]):
-        losses[f"evaluation loss, codebook {index}"] = loss
-    return losses
+    by_codebook = enumerate(trace.end.eval_loss_by_codebook)
+    losses = {f"evaluation loss, codebook {index}": loss for index, loss in by_codebook}
+    return {"evaluation loss": trace.end.eval_loss, **losses}
 
 
 def _model_name(evidence: RunEvidence) -> str:
-    if isinstance(evidence, ExternalEvidence):
-        return str(evidence.facts["name"])
+    if evidence.numerics == "bits":
+        return evidence.name
     try:
         return evidence.report["model_id"].rstrip("/").rpartition("/")[2].replace("-", "_").replace(".", "_")
     except (EvidenceError, KeyError):
@@ -261,7 +283,7 @@ def _flat(evidence: RunEvidence, which: str) -> dict[str, str]:
     Absolute paths are left out: they belong to a machine, not to a result.
     """
     try:
-        document = evidence.environment if which == "environment" else evidence.status["settings"] or {}
+        document = evidence.environment if which == "environment" else evidence.status.settings or {}
     except (EvidenceError, KeyError):
         return {}
     found: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Reads what a run left behind, believes none of it, and recomputes every digest (docs/evidence.md).
 
     run = load_run(Path("artifacts"))
-    run.status["status"], run.trace.steps[-1]["loss"], run.checkpoint.tensor_digest
+    run.status.status, run.trace.steps[-1].loss, run.checkpoint.tensor_digest
 
 Whatever a file holds, reading it gives a checked value or an EvidenceError: one line that names the file, what was
 found and what was expected. Nothing here imports the lane, pytest or (before a checkpoint is read) torch.
@@ -18,14 +18,13 @@ from harness.evidence.agreement import (
 )
 from harness.evidence.checkpoint import Checkpoint, read_array, read_checkpoint
 from harness.evidence.errors import EvidenceError, NotApplicable
-from harness.evidence.external import ExternalEvidence
+from harness.evidence.formats import Sidecar, Status
 from harness.evidence.report import (
     CONTRACT_KEYS,
     REPORT_KEYS,
     REPORT_TITLE,
     check_report_keys,
     parse_report,
-    read_report,
 )
 from harness.evidence.run import RunEvidence, load_run
 from harness.evidence.strict import hex_float, parse_json
@@ -37,9 +36,10 @@ __all__ = [
     "REPORT_TITLE",
     "Checkpoint",
     "EvidenceError",
-    "ExternalEvidence",
     "NotApplicable",
     "RunEvidence",
+    "Sidecar",
+    "Status",
     "Trace",
     "check_report_keys",
     "checkpoint_agrees",
@@ -53,7 +53,6 @@ __all__ = [
     "parse_report",
     "read_array",
     "read_checkpoint",
-    "read_report",
     "read_trace",
     "rounding_agrees",
     "tokens_agree",

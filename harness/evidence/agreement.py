@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.evidence.checkpoint import Array, Checkpoint
 from harness.evidence.errors import EvidenceError, mismatch, one_line, show
+from harness.evidence.formats import Sidecar, Status
 from harness.evidence.strict import hex_float
 from harness.evidence.trace import Trace
 from harness.numerics.digest import array_digest
@@ -20,28 +21,25 @@ from harness.numerics.sketch import sketch, sketch_distance
 ROUNDING = 1e-6
 
 
-def finite_loss(status: Mapping[str, Any]) -> float:
-    """The loss in a status: a finite number. Raises EvidenceError when it is missing, no number, or not finite."""
-    if "loss" not in status:
-        raise mismatch("train_status.json: loss", "no such key", "a finite number")
-    loss = status["loss"]
+def finite_loss(loss: Any) -> float:
+    """The loss of a status: a finite number. Raises EvidenceError when it is no number, or not finite."""
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
         raise mismatch("train_status.json: loss", show(loss), "a finite number")
     return float(loss)
 
 
-def loss_agrees(status: Mapping[str, Any], report: Mapping[str, str], trace: Trace) -> float:
+def loss_agrees(status: Status, report: Mapping[str, str], trace: Trace) -> float:
     """The run's loss: one finite number in the status, the report, the trace's end and its last step, to the bit.
 
     Raises EvidenceError where they differ. NaN agrees with nothing.
     """
-    loss = finite_loss(status)
+    loss = finite_loss(status.loss)
     if not trace.complete or not trace.steps:
         raise mismatch("trace.jsonl", f"{len(trace.steps)} steps and no end", "a whole trace")
     for where, found in (
         ("train_report.txt: loss", _number(report.get("loss", "none"))),
-        ("trace.jsonl: the end's loss", trace.end["loss"]),
-        (f"trace.jsonl: the loss of step {len(trace.steps)}", trace.steps[-1]["loss"]),
+        ("trace.jsonl: the end's loss", trace.end.loss),
+        (f"trace.jsonl: the loss of step {len(trace.steps)}", trace.steps[-1].loss),
     ):
         if found != loss:
             raise mismatch(where, repr(found), f"{loss!r}, as train_status.json says")
@@ -69,22 +67,22 @@ def one_run_id(run_ids: Mapping[str, str]) -> str:
     return expected
 
 
-def checkpoint_agrees(checkpoint: Checkpoint, sidecar: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+def checkpoint_agrees(checkpoint: Checkpoint, sidecar: Sidecar, status: Status) -> str:
     """The checkpoint's tensor digest, when the file is what the `.json` beside it and the status say that it is.
 
     Raises EvidenceError for a SHA-256, size, tensor digest, dtype or shape that differs, and for a tensor more or less.
     """
     path = checkpoint.path
     for field, found, says, who in (
-        ("SHA-256", checkpoint.sha256, sidecar["sha256"], "the .json beside it"),
-        ("SHA-256", checkpoint.sha256, status["checkpoint_sha256"], "train_status.json"),
-        ("size", checkpoint.bytes, sidecar["bytes"], "the .json beside it"),
-        ("tensor digest", checkpoint.tensor_digest, sidecar["tensor_digest"], "the .json beside it"),
-        ("tensor digest", checkpoint.tensor_digest, status["checkpoint_tensor_digest"], "train_status.json"),
+        ("SHA-256", checkpoint.sha256, sidecar.sha256, "the .json beside it"),
+        ("SHA-256", checkpoint.sha256, status.checkpoint_sha256, "train_status.json"),
+        ("size", checkpoint.bytes, sidecar.bytes, "the .json beside it"),
+        ("tensor digest", checkpoint.tensor_digest, sidecar.tensor_digest, "the .json beside it"),
+        ("tensor digest", checkpoint.tensor_digest, status.checkpoint_tensor_digest, "train_status.json"),
     ):
         if found != says:
             raise mismatch(f"{path}: {field}", str(found), f"{says}, as {who} says")
-    described = {name: (entry["dtype"], entry["shape"]) for name, entry in sidecar["tensors"].items()}
+    described = {name: (entry.dtype, entry.shape) for name, entry in sidecar.tensors.items()}
     held = {name: (checkpoint.dtypes[name], list(array.shape)) for name, array in checkpoint.tensors.items()}
     for name in sorted(described.keys() | held.keys()):
         if described.get(name) != held.get(name):
@@ -115,22 +113,20 @@ def tokens_agree(tokens: Array, trace: Trace) -> str:
 
     Raises EvidenceError, naming the first chunk or step that differs.
     """
-    if list(tokens.shape) != trace.tokens["shape"]:
-        raise mismatch("tokens.npy: shape", str(list(tokens.shape)), f"{trace.tokens['shape']}, as the trace says")
-    for index, (chunk, says) in enumerate(zip(tokens, trace.tokens["chunks"], strict=True)):
-        if array_digest("chunk", chunk)[:16] != says["digest"]:
+    if list(tokens.shape) != trace.tokens.shape:
+        raise mismatch("tokens.npy: shape", str(list(tokens.shape)), f"{trace.tokens.shape}, as the trace says")
+    for index, (chunk, says) in enumerate(zip(tokens, trace.tokens.chunks, strict=True)):
+        if array_digest("chunk", chunk)[:16] != says.digest:
             raise mismatch(
-                f"tokens.npy: chunk {index}", array_digest("chunk", chunk)[:16], f"{says['digest']}, as the trace says"
+                f"tokens.npy: chunk {index}", array_digest("chunk", chunk)[:16], f"{says.digest}, as the trace says"
             )
     for step in trace.steps:
-        found = array_digest("batch", tokens[step["chunks"]])[:16]
-        if found != step["batch_digest"]:
-            raise mismatch(
-                f"tokens.npy: batch of step {step['step']}", found, f"{step['batch_digest']}, as the trace says"
-            )
+        found = array_digest("batch", tokens[step.chunks])[:16]
+        if found != step.batch_digest:
+            raise mismatch(f"tokens.npy: batch of step {step.step}", found, f"{step.batch_digest}, as the trace says")
     digest = array_digest("tokens", tokens)
-    if digest != trace.tokens["tokens_digest"]:
-        raise mismatch("tokens.npy: digest", digest, f"{trace.tokens['tokens_digest']}, as the trace says")
+    if digest != trace.tokens.tokens_digest:
+        raise mismatch("tokens.npy: digest", digest, f"{trace.tokens.tokens_digest}, as the trace says")
     return digest
 
 
@@ -141,16 +137,16 @@ def end_agrees(checkpoint: Checkpoint, trace: Trace) -> None:
     """
     if not trace.complete:
         raise mismatch("trace.jsonl", "no end", "a whole trace")
-    _same_names(checkpoint, trace.end["param"].keys(), "the tensors of trace.jsonl")
+    _same_names(checkpoint, trace.end.param.keys(), "the tensors of trace.jsonl")
     for name, array in checkpoint.tensors.items():
         where = f"{checkpoint.path}: {one_line(name, 80)}"
-        norm, says = float(np.linalg.norm(array.astype(np.float64).reshape(-1))), trace.end["param"][name]
+        norm, says = float(np.linalg.norm(array.astype(np.float64).reshape(-1))), trace.end.param[name]
         # Written so that a NaN fails.
         if not abs(norm - says) <= ROUNDING * norm:
             raise mismatch(f"{where}: norm", repr(norm), f"{says!r}, as the trace says")
-        if "sketch" not in trace.end:
+        if not trace.end.sketch:
             continue
-        recorded = np.asarray(trace.end["sketch"][name])
+        recorded = np.asarray(trace.end.sketch[name])
         if (
             recorded.size == 0
             or not sketch_distance(sketch(array, projections=recorded.size), recorded) <= ROUNDING * norm

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from harness.evidence.errors import mismatch, one_line, show
-from harness.evidence.strict import decode, read_bytes
+from harness.evidence.strict import decode
 
 REPORT_LIMIT = 1 << 20
 REPORT_TITLE = "=== COLAB TRAIN REPORT ==="
@@ -54,11 +53,6 @@ OWN_KEYS = (
     "log_path",
 )
 REPORT_KEYS = (*CONTRACT_KEYS, *OWN_KEYS)
-
-
-def read_report(path: Path) -> dict[str, str]:
-    """The report in a file, in its order. Raises EvidenceError."""
-    return parse_report(read_bytes(path, REPORT_LIMIT, "the lane's report"), path)
 
 
 def parse_report(data: bytes, where: object, *, title: str = REPORT_TITLE) -> dict[str, str]:

@@ -7,13 +7,15 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
-from harness.evidence.errors import EvidenceError, mismatch, one_line, show
+import msgspec
+from msgspec import UNSET, Meta, Struct, inspect
+
+from harness.evidence.errors import EvidenceError, NotApplicable, mismatch, one_line, show
 
 JSON_LIMIT = 16 << 20
 DEPTH_LIMIT = 64
@@ -135,112 +137,6 @@ def _check_tree(root: Any, refuse: Callable[[str], NoReturn]) -> None:
         level = below
 
 
-class _Unfit(Exception):
-    """A value is not of its kind: `at` is where below the field, then what was found and expected there."""
-
-    def __init__(self, at: str, found: str, expected: str) -> None:
-        super().__init__(at, found, expected)
-        self.at, self.found, self.expected = at, found, expected
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of JSON value: what to call it, and how to read it (returns the value, or raises _Unfit)."""
-
-    what: str
-    read: Callable[[Any], Any]
-
-
-def kind(what: str, fits: Callable[[Any], bool], convert: Callable[[Any], Any] = lambda value: value) -> Kind:
-    """The kind of the values for which `fits` holds; `convert` makes the result of one."""
-
-    def read(value: Any) -> Any:
-        if not fits(value):
-            raise _Unfit("", show(value), what)
-        return convert(value)
-
-    return Kind(what, read)
-
-
-def constant(expected: str | bool) -> Kind:
-    """Exactly this value, of this type."""
-    return kind(show(expected), lambda value: type(value) is type(expected) and value == expected)
-
-
-def choice(*choices: str) -> Kind:
-    """One of these texts."""
-    return kind("one of " + ", ".join(choices), lambda value: isinstance(value, str) and value in choices)
-
-
-def either(first: Kind, second: Kind) -> Kind:
-    """A value of the one kind or of the other."""
-    what = f"{first.what} or {second.what}"
-
-    def read(value: Any) -> Any:
-        for one in (first, second):
-            try:
-                return one.read(value)
-            except _Unfit:
-                continue
-        raise _Unfit("", show(value), what)
-
-    return Kind(what, read)
-
-
-def list_of(item: Kind, length: int | None = None) -> Kind:
-    """A list of values of one kind; of this many, where `length` is given."""
-    what = f"a list of {length} items" if length is not None else "a list"
-
-    def read(value: Any) -> list[Any]:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            raise _Unfit("", show(value), what)
-        return [_below(f"[{index}]", item, found) for index, found in enumerate(value)]
-
-    return Kind(what, read)
-
-
-def dict_of(item: Kind) -> Kind:
-    """An object, not empty, of values of one kind."""
-
-    def read(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict) or not value:
-            raise _Unfit("", show(value), "an object that is not empty")
-        return {key: _below(f".{key}", item, found) for key, found in value.items()}
-
-    return Kind("an object that is not empty", read)
-
-
-def record(fields: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Kind:
-    """An object with these keys; further keys are kept as they are."""
-    known = {**fields, **(optional or {})}
-
-    def read(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _Unfit("", show(value), "an object")
-        for key in fields:
-            if key not in value:
-                raise _Unfit(f".{key}", "no such key", fields[key].what)
-        return {key: _below(f".{key}", known[key], found) if key in known else found for key, found in value.items()}
-
-    return Kind("an object", read)
-
-
-def read_as(kind: Kind, value: Any, where: object) -> Any:
-    """`value` read as `kind`. Raises EvidenceError naming `where`, the field, what was found and what was expected."""
-    try:
-        return kind.read(value)
-    except _Unfit as error:
-        place = f"{where}: {error.at.removeprefix('.')}" if error.at else where
-        raise mismatch(place, error.found, error.expected) from None
-
-
-def _below(at: str, kind: Kind, value: Any) -> Any:
-    try:
-        return kind.read(value)
-    except _Unfit as error:
-        raise _Unfit(one_line(at, 80) + error.at, error.found, error.expected) from None
-
-
 def hex_float(text: Any) -> float:
     """The float that `float.hex` writes as `text` (`nan`, `inf` and `-inf` too). Raises ValueError for other text."""
     if not isinstance(text, str):
@@ -254,40 +150,163 @@ def hex_float(text: Any) -> float:
     return value
 
 
-def _fits_hex(value: Any) -> bool:
+if TYPE_CHECKING:
+    HexFloat = float
+else:
+
+    class HexFloat(float):
+        """A number that is written as float.hex() writes it."""
+
+
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hex16 = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Number = int | float
+UNKNOWN = "a key that is not known"
+NotFinite = Literal["nan", "inf", "-inf"]
+LATER: Any = UNSET  # of a field that a file need not have
+
+
+class Told(Struct):
+    """What a file says. A field that it does not have, and need not, is not applicable when it is asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is UNSET:
+            raise self._lacks(name)
+        return value
+
+    def _lacks(self, name: str) -> EvidenceError:
+        return NotApplicable(f"{(type(self).__doc__ or '').partition(':')[0]} has no {name}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, or `default` where the file does not have it."""
+        try:
+            return getattr(self, name, default)
+        except EvidenceError:
+            return default
+
+
+T = TypeVar("T")
+
+
+def read_struct(path: Path, kind: type[T], what: str) -> T:
+    """A JSON file as a struct. Raises EvidenceError."""
     try:
-        hex_float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-TEXT = kind("text", lambda value: isinstance(value, str) and value != "")
-FLAG = kind("true or false", lambda value: isinstance(value, bool))
-COUNT = kind("a whole number of at least 0", lambda value: _whole(value) and value >= 0)
-POSITIVE = kind("a whole number of at least 1", lambda value: _whole(value) and value >= 1)
-NUMBER = kind("a number", lambda value: _whole(value) or isinstance(value, float))
-NOT_FINITE = choice("nan", "inf", "-inf")
-NULL = kind("null", lambda value: value is None)
-HEX_FLOAT = kind("a number as float.hex() writes it", _fits_hex, hex_float)
-SHA256 = kind(
-    "64 lower-case hex digits", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value))
-)
-HEX16 = kind(
-    "16 lower-case hex digits", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value))
-)
-OBJECT = kind("an object", lambda value: isinstance(value, dict))
-
-
-def read_json(path: Path, fields: Kind, what: str) -> dict[str, Any]:
-    """The object in a JSON file, read as `fields`. Raises EvidenceError."""
-    try:
-        value = read_as(fields, parse_json(read_bytes(path, JSON_LIMIT, what), path), path)
+        return as_struct(parse_json(read_bytes(path, JSON_LIMIT, what), path), kind, path)
     except MemoryError:
         raise EvidenceError(f"{path}: found more values than memory holds, expected {what}") from None
-    result: dict[str, Any] = value
-    return result
+
+
+def as_struct(value: Any, kind: type[T], where: object) -> T:
+    """`value`, as `parse_json` gives it, as a struct or another type that msgspec knows.
+
+    Raises EvidenceError naming `where`, the field, what was found and what was expected; `value` is then taken apart.
+    """
+    try:
+        return msgspec.convert(value, kind, dec_hook=_convert)
+    except msgspec.ValidationError as error:
+        try:
+            place, found = _locate(error, value, kind)
+        except (LookupError, TypeError, ValueError):  # msgspec quotes a text of the file that reads like a place
+            place, found = [], "a value"
+        unknown = found == UNKNOWN
+        expected = "no such key" if unknown else _words(_type_at(inspect.type_info(kind), place))
+        field = "".join(f"[{key}]" if isinstance(key, int) else f".{one_line(key, 80)}" for key in place)
+        raise mismatch(f"{where}: {field.removeprefix('.')}" if field else where, found, expected) from None
+
+
+def _convert(kind: type, value: Any) -> Any:
+    if kind is HexFloat:
+        return HexFloat(hex_float(value))
+    raise NotImplementedError(kind)
+
+
+def _steps(error: msgspec.ValidationError) -> list[str]:
+    """The steps to the fault, as msgspec gives them: a name, an index, and `...` for a key that it does not name."""
+    _, found, place = str(error).rpartition(" - at `$")
+    return re.findall(r"\.\.\.|[^.\[\]]+", place.rstrip("`")) if found else []
+
+
+def _locate(error: msgspec.ValidationError, value: Any, kind: type) -> tuple[list[str | int], str]:
+    """Where the fault is, and what was found there."""
+    place: list[str | int] = []
+    at = value
+    for step in (steps := _steps(error)):
+        key: str | int = int(step) if isinstance(at, list) else step
+        if step == "...":
+            key = _faulty_key(at, lambda: _still_at(steps, value, kind))
+        place.append(key)
+        at = at[key]
+    if field := re.match(r"Object (missing required|contains unknown) field `(.+?)`", str(error)):
+        return [*place, field[2]], "no such key" if field[1].startswith("missing") else UNKNOWN
+    return place, show(at)
+
+
+def _faulty_key(holder: dict[str, Any], is_faulty: Callable[[], bool]) -> str:
+    """The key whose value is at fault; `holder` is left with it alone."""
+    items = list(holder.items())
+    while len(items) > 1:
+        half = dict(items[: len(items) // 2])
+        holder.clear()
+        holder.update(half)
+        items = list(half.items()) if is_faulty() else items[len(half) :]
+    holder.clear()
+    holder.update(items)
+    return items[0][0]
+
+
+def _still_at(steps: Sequence[str], value: Any, kind: type) -> bool:
+    try:
+        msgspec.convert(value, kind, dec_hook=_convert)
+    except msgspec.ValidationError as error:
+        return _steps(error) == steps
+    return False
+
+
+def _type_at(info: inspect.Type, place: Sequence[str | int]) -> inspect.Type:
+    """The type of what lies at a place."""
+    for key in place:
+        for one in info.types if isinstance(info, inspect.UnionType) else (info,):
+            if isinstance(one, inspect.StructType | inspect.DataclassType) and isinstance(key, str):
+                info = next((field.type for field in one.fields if field.encode_name == key), inspect.AnyType())
+            elif isinstance(one, inspect.DictType) and isinstance(key, str):
+                info = one.value_type
+            elif isinstance(one, inspect.ListType | inspect.VarTupleType) and isinstance(key, int):
+                info = one.item_type
+            elif isinstance(one, inspect.TupleType) and isinstance(key, int):
+                info = one.item_types[key]
+    return info
+
+
+_WORDS: dict[type[inspect.Type], str] = {
+    inspect.StructType: "an object",
+    inspect.DataclassType: "an object",
+    inspect.FloatType: "a number",
+    inspect.BoolType: "true or false",
+    inspect.NoneType: "null",
+    inspect.CustomType: "a number as float.hex() writes it",
+}
+
+
+def _words(info: inspect.Type) -> str:
+    """What is expected of a value, in words."""
+    if isinstance(info, inspect.UnionType):
+        words = [_words(one) for one in info.types]
+        return " or ".join(word for word in words if word != "a whole number" or "a number" not in words)
+    if isinstance(info, inspect.LiteralType):
+        return show(info.values[0]) if len(info.values) == 1 else "one of " + ", ".join(map(str, info.values))
+    if isinstance(info, inspect.StrType):
+        if info.pattern:
+            return f"{info.pattern.partition('{')[2].partition('}')[0]} lower-case hex digits"
+        return f"text of 1 to {info.max_length} characters" if info.max_length else "text"
+    if isinstance(info, inspect.IntType):
+        return "a whole number" if info.ge is None else f"a whole number of at least {info.ge}"
+    if isinstance(info, inspect.DictType):
+        return "an object that is not empty" if info.min_length else "an object"
+    if isinstance(info, inspect.ListType | inspect.VarTupleType | inspect.TupleType):
+        count = len(info.item_types) if isinstance(info, inspect.TupleType) else info.max_length
+        return f"a list of {count} items" if count else "a list"
+    return _WORDS.get(type(info), "a value")

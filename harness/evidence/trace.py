@@ -2,78 +2,137 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, NoReturn
+
+from msgspec import Meta, Struct
 
 from harness.evidence.errors import mismatch, one_line, show
 from harness.evidence.strict import (
-    COUNT,
-    HEX16,
-    HEX_FLOAT,
-    NULL,
-    SHA256,
-    TEXT,
-    Kind,
-    constant,
-    dict_of,
-    either,
-    kind,
-    list_of,
+    Count,
+    Hex16,
+    HexFloat,
+    Sha256,
+    Text,
+    as_struct,
     open_regular,
     parse_json,
-    read_as,
-    record,
 )
 
 TRACE_LIMIT = 1 << 30
 LINE_LIMIT = 8 << 20
-SCHEMA = "lane_trace/1"
-
-_HEADER = record(
-    {
-        "schema": constant(SCHEMA),
-        "run_id": TEXT,
-        "lane": constant("experimental"),
-        "promotable": constant(False),
-        "mode": TEXT,
-        "numeric_class": either(TEXT, NULL),
-        "seed": COUNT,
-        "steps": COUNT,
-        "batch": COUNT,
-        "settings_digest": TEXT,
-        "model_digest": TEXT,
-        "dataset_digest": SHA256,
-    }
-)
-_TOKENS = record(
-    {
-        "tokens_digest": SHA256,
-        "shape": list_of(COUNT, 3),
-        "chunks": list_of(record({"file": SHA256, "start": COUNT, "digest": HEX16})),
-    }
-)
 
 
-@dataclass(frozen=True)
+class Header(Struct):
+    """The first line of a trace: what was run."""
+
+    schema: Literal["lane_trace/1"]
+    run_id: Text
+    lane: Literal["experimental"]
+    promotable: Literal[False]
+    mode: Text
+    numeric_class: Text | None
+    seed: Count
+    steps: Count
+    batch: Count
+    settings_digest: Text
+    model_digest: Text
+    dataset_digest: Sha256
+
+
+class Chunk(Struct):
+    """A chunk of the audio: the file's SHA-256, where it starts in samples of the model, the digest of its tokens."""
+
+    file: Sha256
+    start: Count
+    digest: Hex16
+
+
+class Tokens(Struct):
+    """The tokens; `shape` is `[chunks, codebooks, frames]`."""
+
+    tokens_digest: Sha256
+    shape: Annotated[list[Count], Meta(min_length=3, max_length=3)]
+    chunks: list[Chunk]
+
+
+class Start(Struct):
+    """Before the first step. `param`: the norm of each tensor."""
+
+    base_digest: Text
+    chunks: list[int]
+    loss_without_adapters: HexFloat
+    loss: HexFloat
+    param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
+
+
+class Step(Struct):
+    """One optimizer step. `valid`: positions that count, by codebook; `sketch`: at a few steps."""
+
+    step: Count
+    chunks: list[int]
+    batch_digest: Hex16
+    loss: HexFloat
+    loss_by_codebook: list[HexFloat]
+    valid: list[Count]
+    sanitized: Count
+    grad: Annotated[dict[str, HexFloat], Meta(min_length=1)]
+    param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
+    sketch: Annotated[dict[str, list[HexFloat]], Meta(min_length=1)] = {}
+
+    @classmethod
+    def of_loss(cls, loss: float) -> Step:
+        """A step of which nothing but its loss is known."""
+        return cls(1, [], "none", HexFloat(loss), [], [], 0, {}, {})
+
+
+class End(Struct):
+    """After the last step."""
+
+    steps: Count
+    loss: HexFloat
+    eval_loss: HexFloat
+    eval_loss_by_codebook: list[HexFloat]
+    base_digest: Text
+    param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
+    sketch: Annotated[dict[str, list[HexFloat]], Meta(min_length=1)] = {}
+
+
+PARTS: dict[str, type[Struct]] = {"header": Header, "tokens": Tokens, "start": Start, "step": Step, "end": End}
+
+
 class Trace:
     """A trace, its numbers parsed: each compared number is a float (NaN where the text was `nan`).
 
-    The parts are dictionaries with the keys of docs/evidence.md. `steps` are in order, from step 1. In a trace that is
-    not `complete` (see `read_trace`) the parts that were not reached are empty.
+    `steps` are in order, from step 1. A part that the trace of a run that ended early (see `read_trace`) has not
+    reached raises EvidenceError when it is asked for; `has` tells.
     """
 
-    path: Path
-    header: dict[str, Any]
-    tokens: dict[str, Any]
-    start: dict[str, Any]
-    steps: list[dict[str, Any]]
-    end: dict[str, Any]
+    header: Header
+    tokens: Tokens
+    start: Start
+    end: End
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: list[Step] = []
+        self.is_cut = False  # within its last line
+
+    def has(self, part: str) -> bool:
+        """Whether the trace has reached a part: header, tokens, start or end."""
+        return part in self.__dict__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in PARTS:
+            raise AttributeError(name)
+        found = f"no {name} after {len(self.steps)} steps"
+        raise mismatch(self.path, found, "a whole trace (did the run end early?)")
 
     @property
     def complete(self) -> bool:
         """Whether the run wrote its last line."""
-        return bool(self.end)
+        return self.has("end")
 
 
 def read_trace(path: Path, *, partial: bool = False, sketches: bool = True) -> Trace:
@@ -93,7 +152,7 @@ def read_trace(path: Path, *, partial: bool = False, sketches: bool = True) -> T
 
 def parse_trace(file: BinaryIO, path: Path, *, partial: bool = False, sketches: bool = True) -> Trace:
     """`read_trace` of an open file; `path` is for the messages."""
-    trace = Trace(path, {}, {}, {}, [], {})
+    trace = Trace(path)
     reader, number = _Reader(trace, sketches), 0
     while line := file.readline(LINE_LIMIT):
         number += 1
@@ -102,10 +161,11 @@ def parse_trace(file: BinaryIO, path: Path, *, partial: bool = False, sketches: 
             if len(line) >= LINE_LIMIT:
                 raise mismatch(where, f"more than {LINE_LIMIT:,} bytes", "a line of at most that")
             if partial:
+                trace.is_cut = True
                 break
             raise mismatch(where, "a line without an end", "whole lines (is the trace truncated?)")
         reader.line(parse_json(line, where), where)
-    if not trace.complete and not (partial and trace.header):
+    if not trace.complete and not (partial and trace.has("header")):
         raise mismatch(path, f"no {reader.expected()} after line {number}", "a whole trace (did the run end early?)")
     return trace
 
@@ -115,15 +175,12 @@ class _Reader:
 
     def __init__(self, trace: Trace, sketches: bool) -> None:
         self.trace, self.sketches = trace, sketches
-        self.kinds = {"header": _HEADER, "tokens": _TOKENS}
 
     def expected(self) -> str:
         """The kind of the next line."""
         trace = self.trace
-        for part in ("header", "tokens", "start"):
-            if not getattr(trace, part):
-                return part
-        return "step" if len(trace.steps) < trace.header["steps"] else "end"
+        missing = [part for part in ("header", "tokens", "start") if not trace.has(part)]
+        return missing[0] if missing else "step" if len(trace.steps) < trace.header.steps else "end"
 
     def line(self, value: Any, where: str) -> None:
         """Take the next line. Raises EvidenceError when it is not what must come here."""
@@ -133,69 +190,59 @@ class _Reader:
         if not isinstance(value, dict):
             raise mismatch(where, show(value), f"an object of kind {expected}")
         if value.get("kind") != expected:
-            announced = f" ({len(trace.steps)} of {trace.header['steps']} steps so far)" if trace.start else ""
+            announced = f" ({len(trace.steps)} of {trace.header.steps} steps so far)" if trace.has("start") else ""
             raise mismatch(f"{where}: kind", show(value.get("kind")), f"{expected}{announced}")
-        found = read_as(self.kinds[expected], value, where)
+        found: Any = as_struct(value, PARTS[expected], where)
+        if expected != "header":
+            getattr(self, f"_check_{expected}")(found, where)
         if expected == "step":
-            if found["step"] != len(trace.steps) + 1:
-                raise mismatch(f"{where}: step", str(found["step"]), str(len(trace.steps) + 1))
-            if len(found["chunks"]) != trace.header["batch"]:
-                raise mismatch(f"{where}: chunks", str(len(found["chunks"])), f"{trace.header['batch']}, a whole batch")
-            self._check_tensors(found, where)
             trace.steps.append(found)
-            return
-        if expected == "tokens":
-            chunks, codebooks = found["shape"][:2]
-            if len(found["chunks"]) != chunks:
-                raise mismatch(f"{where}: chunks", str(len(found["chunks"])), f"{chunks}, as shape says")
-            self.kinds |= _kinds(chunks, codebooks, self.sketches)
-        elif expected == "end":
-            if found["steps"] != len(trace.steps):
-                raise mismatch(f"{where}: steps", str(found["steps"]), f"{len(trace.steps)}, as there are")
-            self._check_tensors(found, where)
-        getattr(trace, expected).update(found)
+        else:
+            setattr(trace, expected, found)
 
-    def _check_tensors(self, found: dict[str, Any], where: str) -> None:
+    def _check_tokens(self, found: Tokens, where: str) -> None:
+        if len(found.chunks) != found.shape[0]:
+            raise mismatch(f"{where}: chunks", str(len(found.chunks)), f"{found.shape[0]}, as shape says")
+
+    def _check_start(self, found: Start, where: str) -> None:
+        self._check_chunks(found.chunks, where)
+
+    def _check_step(self, found: Step, where: str) -> None:
+        if found.step != len(self.trace.steps) + 1:
+            raise mismatch(f"{where}: step", str(found.step), str(len(self.trace.steps) + 1))
+        if len(found.chunks) != self.trace.header.batch:
+            raise mismatch(f"{where}: chunks", str(len(found.chunks)), f"{self.trace.header.batch}, a whole batch")
+        self._check_chunks(found.chunks, where)
+        self._check_codebooks(where, loss_by_codebook=found.loss_by_codebook, valid=found.valid)
+        self._check_tensors(where, grad=found.grad, param=found.param, sketch=found.sketch)
+
+    def _check_end(self, found: End, where: str) -> None:
+        if found.steps != len(self.trace.steps):
+            raise mismatch(f"{where}: steps", str(found.steps), f"{len(self.trace.steps)}, as there are")
+        if self.sketches and not found.sketch:
+            raise mismatch(f"{where}: sketch", "no such key", "an object that is not empty")
+        self._check_codebooks(where, eval_loss_by_codebook=found.eval_loss_by_codebook)
+        self._check_tensors(where, param=found.param, sketch=found.sketch)
+
+    def _check_chunks(self, found: list[int], where: str) -> None:
+        """Raises EvidenceError for a chunk that is not there."""
+        last = self.trace.tokens.shape[0] - 1
+        for index, chunk in enumerate(found):
+            if not 0 <= chunk <= last:
+                raise mismatch(f"{where}: chunks[{index}]", str(chunk), f"a chunk from 0 to {last}")
+
+    def _check_codebooks(self, where: str, **lists: Sequence[Any]) -> None:
+        """Raises EvidenceError for a list without a value for each codebook."""
+        codebooks = self.trace.tokens.shape[1]
+        for name, found in lists.items():
+            if len(found) != codebooks:
+                raise mismatch(f"{where}: {name}", f"a list of {len(found)}", f"a list of {codebooks} items")
+
+    def _check_tensors(self, where: str, **fields: Mapping[str, Any]) -> None:
         """Raises EvidenceError unless every field is about the tensors that training started with."""
-        names = self.trace.start["param"].keys()
-        for field in {"grad", "param", "sketch"} & found.keys():
-            if different := found[field].keys() ^ names:
-                name = min(different)
-                state = "no such tensor" if name in names else "a tensor that was not there at the start"
-                raise mismatch(f"{where}: {field}.{one_line(name, 80)}", state, "the tensors of the start")
-
-
-def _kinds(chunks: int, codebooks: int, sketched: bool) -> dict[str, Kind]:
-    """The kinds of the lines that depend on how many chunks and codebooks there are."""
-    ids = list_of(kind(f"a chunk from 0 to {chunks - 1}", lambda index: type(index) is int and 0 <= index < chunks))
-    by_codebook = list_of(HEX_FLOAT, codebooks)
-    norms, sketches = dict_of(HEX_FLOAT), dict_of(list_of(HEX_FLOAT))
-    start = {
-        "base_digest": TEXT,
-        "chunks": ids,
-        "loss_without_adapters": HEX_FLOAT,
-        "loss": HEX_FLOAT,
-        "param": norms,
-    }
-    step = {
-        "step": COUNT,
-        "chunks": ids,
-        "batch_digest": HEX16,
-        "loss": HEX_FLOAT,
-        "loss_by_codebook": by_codebook,
-        "valid": list_of(COUNT, codebooks),
-        "sanitized": COUNT,
-        "grad": norms,
-        "param": norms,
-    }
-    end = {
-        "steps": COUNT,
-        "loss": HEX_FLOAT,
-        "eval_loss": HEX_FLOAT,
-        "eval_loss_by_codebook": by_codebook,
-        "base_digest": TEXT,
-        "param": norms,
-    }
-    optional = {"sketch": sketches}
-    last = record({**end, **optional}) if sketched else record(end, optional)
-    return {"start": record(start), "step": record(step, optional), "end": last}
+        names = self.trace.start.param.keys()
+        for name, found in fields.items():
+            if found and (different := found.keys() ^ names):
+                tensor = min(different)
+                state = "no such tensor" if tensor in names else "a tensor that was not there at the start"
+                raise mismatch(f"{where}: {name}.{one_line(tensor, 80)}", state, "the tensors of the start")

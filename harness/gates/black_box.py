@@ -17,41 +17,39 @@ import numpy as np
 import pytest
 
 from harness.baselines.checkpoints import TensorDifference, compare_tensors, in_memory
-from harness.evidence import ExternalEvidence, NotApplicable, finite_loss
+from harness.evidence import NotApplicable, RunEvidence, finite_loss
 from harness.gates.lane import Measured
 from harness.numerics.digest import file_sha256
 
 pytestmark = pytest.mark.smoke
 
-Rerun = Callable[[], ExternalEvidence]
+Rerun = Callable[[], RunEvidence]
 
 
-def test_lane_completes(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_lane_completes(lane_run: RunEvidence, measured: Measured) -> None:
     """The lane ends with exit code 0, and with what its table calls completed."""
     # A lane that says otherwise in its status, or by its exit code, has failed every gate before it gets here.
     assert lane_run.failure() is None, lane_run.failure()
-    measured(f"{lane_run.facts['ended']}, {lane_run.facts['seconds']:.1f} s")
-    assert lane_run.status["status"] == "completed"
+    measured(f"{lane_run.record.ended}, {lane_run.record.seconds:.1f} s")
+    assert lane_run.status.status == "completed"
 
 
-def test_artifacts_are_of_this_run(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_artifacts_are_of_this_run(lane_run: RunEvidence, measured: Measured) -> None:
     """The run left everything that its table names, and wrote each file itself."""
-    outputs = lane_run.facts["outputs"]
-    measured(f"{sum(o['written'] for o in outputs.values())} of {len(outputs)} files written")
-    missing = [
-        f"{o['path']}: found {o['found']}, expected the run's {what}" for what, o in outputs.items() if not o["copy"]
-    ]
+    outputs = lane_run.record.outputs
+    measured(f"{sum(o.written for o in outputs.values())} of {len(outputs)} files written")
+    missing = [f"{o.path}: found {o.found}, expected the run's {what}" for what, o in outputs.items() if not o.copy]
     assert not missing, "the run did not leave what its table names:\n" + "\n".join(missing)
-    stale = [f"{o['path']} ({what})" for what, o in outputs.items() if not o["written"]]
+    stale = [f"{o.path} ({what})" for what, o in outputs.items() if not o.written]
     assert not stale, (
-        f"stale: {', '.join(stale)} lay there before the run that started at {lane_run.facts['started_at']}, and it "
+        f"stale: {', '.join(stale)} lay there before the run that started at {lane_run.record.started_at}, and it "
         "did not write it: what it says is of another run"
     )
     ids = lane_run.run_ids()
     assert len(set(ids.values())) <= 1, f"stale: the files carry other run ids: {ids}"
 
 
-def test_report_status_and_files_agree(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_report_status_and_files_agree(lane_run: RunEvidence, measured: Measured) -> None:
     """What report, status and files say of each other is true."""
     compared, problems = agreement(lane_run)
     measured(f"{compared} statements compared")
@@ -60,17 +58,17 @@ def test_report_status_and_files_agree(lane_run: ExternalEvidence, measured: Mea
         raise NotApplicable("the lane's report and status say nothing that another of its files says too")
 
 
-def test_last_loss_is_finite(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_last_loss_is_finite(lane_run: RunEvidence, measured: Measured) -> None:
     """The last loss is a finite number."""
-    measured(f"{finite_loss({'loss': loss_of(lane_run)}):.6g}")
+    measured(f"{finite_loss(loss_of(lane_run)):.6g}")
 
 
-def test_loss_is_below_that_of_a_uniform_guess(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_loss_is_below_that_of_a_uniform_guess(lane_run: RunEvidence, measured: Measured) -> None:
     """The last loss is below that of a guess that knows nothing."""
     loss = loss_of(lane_run)
-    vocabulary = lane_run.facts["vocabulary"]
+    vocabulary = lane_run.record.vocabulary
     if vocabulary is None:
-        raise NotApplicable(f"the table of lane {lane_run.facts['name']} gives no vocabulary")
+        raise NotApplicable(f"the table of lane {lane_run.name} gives no vocabulary")
     bound = math.log(vocabulary)
     measured(f"{loss}; a guess has {bound:.4f}")
     assert isinstance(loss, int | float) and loss < bound, (
@@ -79,14 +77,14 @@ def test_loss_is_below_that_of_a_uniform_guess(lane_run: ExternalEvidence, measu
     )
 
 
-def test_manifest_says_what_is_on_the_disk(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_manifest_says_what_is_on_the_disk(lane_run: RunEvidence, measured: Measured) -> None:
     """The manifest lists the audio as it lay on the disk when the run had ended."""
     problems = lane_run.manifest_problems()
-    measured(f"files: {lane_run.facts['data']['files']}")
+    measured(f"files: {lane_run.dataset_files()}")
     assert not problems, "\n".join(problems)
 
 
-def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun, measured: Measured) -> None:
+def test_second_run_gives_the_same(lane_run: RunEvidence, lane_again: Rerun, measured: Measured) -> None:
     """A second run, at once, gives the same checkpoint and loss, to the bit."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     again = lane_again()
@@ -105,17 +103,17 @@ def test_second_run_gives_the_same(lane_run: ExternalEvidence, lane_again: Rerun
     )
 
 
-def test_checkpoint_is_not_the_initial_one(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_checkpoint_is_not_the_initial_one(lane_run: RunEvidence, measured: Measured) -> None:
     """The checkpoint is another than the one that training started from."""
     first, last = lane_run.initial_checkpoint, lane_run.checkpoint
     measured(f"digest {first.tensor_digest[:12]} before, {last.tensor_digest[:12]} after")
     assert last.tensor_digest != first.tensor_digest, (
-        f"{lane_run.facts['outputs']['checkpoint']['path']} holds what training started from, value for value: nothing "
+        f"{lane_run.output('checkpoint').path} holds what training started from, value for value: nothing "
         "was trained, or something else was written"
     )
 
 
-def test_every_tensor_moved(lane_run: ExternalEvidence, measured: Measured) -> None:
+def test_every_tensor_moved(lane_run: RunEvidence, measured: Measured) -> None:
     """The training moved every tensor."""
     first, last = lane_run.initial_checkpoint.tensors, lane_run.checkpoint.tensors
     assert set(first) == set(last), f"other tensors than in the initial checkpoint: {sorted(set(first) ^ set(last))}"
@@ -124,9 +122,7 @@ def test_every_tensor_moved(lane_run: ExternalEvidence, measured: Measured) -> N
     assert not still, f"not moved by the training: {', '.join(still)}"
 
 
-def test_checkpoint_depends_on_the_audio(
-    lane_run: ExternalEvidence, lane_other_audio: Rerun, measured: Measured
-) -> None:
+def test_checkpoint_depends_on_the_audio(lane_run: RunEvidence, lane_other_audio: Rerun, measured: Measured) -> None:
     """With other audio under the same names the lane gives another checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     other = lane_other_audio()
@@ -140,7 +136,7 @@ def test_checkpoint_depends_on_the_audio(
 
 
 def test_checkpoint_does_not_depend_on_names_and_times(
-    lane_run: ExternalEvidence, lane_again: Rerun, lane_same_audio: Rerun, measured: Measured
+    lane_run: RunEvidence, lane_again: Rerun, lane_same_audio: Rerun, measured: Measured
 ) -> None:
     """The same audio under other names, in another order and with other times, gives the same checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
@@ -157,27 +153,27 @@ def test_checkpoint_does_not_depend_on_names_and_times(
     )
 
 
-def loss_of(run: ExternalEvidence) -> Any:
+def loss_of(run: RunEvidence) -> Any:
     """The last loss, from the status or else the report. Raises NotApplicable where neither gives one."""
-    if "loss" in run.status:
-        return run.status["loss"]
+    if (loss := run.status.get("loss")) is not None:
+        return loss
     try:
         text = run.report["loss"]
     except NotApplicable:
-        raise NotApplicable(f"the lane {run.facts['name']} gives no loss in its status or report") from None
+        raise NotApplicable(f"the lane {run.name} gives no loss in its status or report") from None
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def written_by(run: ExternalEvidence) -> None:
+def written_by(run: RunEvidence) -> None:
     """A run that did not write its checkpoint says nothing about it."""
-    output = run.facts["outputs"]["checkpoint"]
-    assert output["copy"] and output["written"], f"this run did not write {output['path']}, so that nothing is compared"
+    output = run.output("checkpoint")
+    assert output.copy and output.written, f"this run did not write {output.path}, so that nothing is compared"
 
 
-def differences(one: ExternalEvidence, other: ExternalEvidence) -> list[TensorDifference]:
+def differences(one: RunEvidence, other: RunEvidence) -> list[TensorDifference]:
     """The tensors in which two checkpoints differ."""
     if one.checkpoint.tensor_digest == other.checkpoint.tensor_digest:
         return []
@@ -191,7 +187,7 @@ def named(differing: list[TensorDifference]) -> str:
     return ", ".join(texts) + (f" and {len(order) - 3} more" if len(order) > 3 else "")
 
 
-def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
+def agreement(run: RunEvidence) -> tuple[int, list[str]]:
     """How many statements of report, status and files were compared, and a line for each pair that does not agree."""
     problems: list[str] = []
     compared = 0
@@ -204,9 +200,8 @@ def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
 
     report: Mapping[str, Any] = run.report if run.gives("report") else {}
     status: Mapping[str, Any] = run.own_status if run.gives("status") else {}
-    facts = run.facts
     if "objective_status" in report:
-        agree("report: objective_status", report["objective_status"], run.status["status"], "the status says")
+        agree("report: objective_status", report["objective_status"], run.status.status, "the status says")
         if report["objective_status"] == "completed":
             for key in ("first_failed_step", "root_cause"):
                 agree(f"report: {key}", report.get(key, "none"), "none", "for a run that completed")
@@ -216,10 +211,11 @@ def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
         except ValueError:
             said = report["training_status_json"]
         agree("report: training_status_json", said, dict(status), "the status file holds")
-    if "loss" in report and "loss" in run.status:
-        agree("report: loss", _number(report["loss"]), run.status["loss"], "the status says")
-    if run.gives("checkpoint") and facts["outputs"]["checkpoint"]["copy"]:
-        path, copy = Path(facts["outputs"]["checkpoint"]["path"]), run.checkpoint_path
+    loss = run.status.get("loss")
+    if "loss" in report and loss is not None:
+        agree("report: loss", _number(report["loss"]), loss, "the status says")
+    if run.gives("checkpoint") and run.output("checkpoint").copy:
+        path, copy = Path(run.output("checkpoint").path), run.checkpoint_path
         sha256, size, digest = file_sha256(copy), copy.stat().st_size, None
         for where, source in (("report", report), ("status", status)):
             if "checkpoint_sha256" in source:
@@ -239,16 +235,18 @@ def agreement(run: ExternalEvidence) -> tuple[int, list[str]]:
                 agree(
                     f"{where}: checkpoint_path", Path(str(source["checkpoint_path"])).name, path.name, "the table says"
                 )
-    if run.gives("manifest") and facts["outputs"]["manifest"]["copy"]:
-        entries = run.manifest["entries"]
-        if "manifest_entry_count" in report:
-            agree("report: manifest_entry_count", report["manifest_entry_count"], str(len(entries)), "the manifest has")
+    if run.gives("manifest") and run.output("manifest").copy:
+        count = str(run.dataset_files())
+        if "manifest_entry_count" in report and not run.manifest_problems():
+            agree("report: manifest_entry_count", report["manifest_entry_count"], count, "the manifest has")
         if "manifest_exists" in report:
             agree("report: manifest_exists", report["manifest_exists"].lower(), "true", "it does")
-    digest = facts["data"]["digest"]
-    traced: Mapping[str, Any] = run.trace.header if run.gives("trace") else {}
-    if traced and "loss" in run.status:
-        agree("trace: the loss of the last step", run.trace.end["loss"], run.status["loss"], "the status says")
+    digest = run.record.data.digest
+    traced: Mapping[str, Any] = {}
+    if run.gives("trace"):
+        traced = {"dataset_digest": run.trace.header.dataset_digest}
+    if traced and loss is not None:
+        agree("trace: the loss of the last step", run.trace.end.loss, loss, "the status says")
     for where, source in (("report", report), ("status", status), ("trace", traced)):
         if digest and source.get("dataset_digest", "none") not in ("none", None):
             agree(f"{where}: dataset_digest", source["dataset_digest"], digest, "the files give")

@@ -35,7 +35,7 @@ LOSS_MARGIN = 0.05
 def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence, measured: Measured) -> None:
     """The report has the contract's twenty keys, then the lane's own, in their order."""
     measured(f"{len(lane_run.report)} keys")
-    check_report_keys(lane_run.report, lane_run.report_path, lane_run.report_keys)
+    check_report_keys(lane_run.report, lane_run.path_of("report"), lane_run.report_keys)
 
 
 def test_objective_status_is_completed(lane_run: RunEvidence, measured: Measured) -> None:
@@ -62,19 +62,19 @@ def test_root_cause_is_none(lane_run: RunEvidence, measured: Measured) -> None:
 def test_status_file_is_valid_and_completed(lane_run: RunEvidence, measured: Measured) -> None:
     """The status says that all steps that were asked for are done, and the trace has each of them."""
     status = lane_run.status
-    assert status["status"] == "completed", f"the status is {status['status']}: {status['root_cause']}"
-    asked, traced = lane_run.trace.header["steps"], len(lane_run.trace.steps)
-    counts = f"{status['steps_done']} of {status['steps_total']} steps; the trace has {traced} of {asked}"
+    assert status.status == "completed", f"the status is {status.status}: {status.root_cause}"
+    asked, traced = lane_run.trace.header.steps, len(lane_run.trace.steps)
+    counts = f"{status.steps_done} of {status.steps_total} steps; the trace has {traced} of {asked}"
     measured(counts)
-    assert status["steps_done"] == status["steps_total"] == asked == traced, f"the status says {counts}"
+    assert status.steps_done == status.steps_total == asked == traced, f"the status says {counts}"
 
 
 def test_loss_is_finite(lane_run: RunEvidence, measured: Measured) -> None:
     """The last loss is a finite number, and so is the loss of every step."""
-    loss = finite_loss({"loss": lane_run.status["loss"]})
+    loss = finite_loss(lane_run.status.loss)
     measured(f"{loss:.6g} at the end of {len(lane_run.trace.steps)} steps")
     for step in lane_run.trace.steps:
-        assert math.isfinite(step["loss"]), f"the loss of step {step['step']} is {step['loss']}"
+        assert math.isfinite(step.loss), f"the loss of step {step.step} is {step.loss}"
 
 
 def test_loss_is_the_same_in_status_report_and_trace(lane_run: RunEvidence, measured: Measured) -> None:
@@ -116,9 +116,10 @@ def test_manifest_lists_what_is_on_disk(lane_run: RunEvidence, measured: Measure
     problems = lane_run.manifest_problems()
     assert not problems, "\n".join(problems)
     digest = lane_run.dataset_digest()
-    measured(f"files: {len(lane_run.manifest['entries'])}, digest {digest[:12]}")
-    for where, said in (("report", lane_run.report), ("trace", lane_run.trace.header)):
-        assert said["dataset_digest"] == digest, f"the {where} says {said['dataset_digest']}, the files give {digest}"
+    measured(f"files: {lane_run.dataset_files()}, digest {digest[:12]}")
+    claims = {"report": lane_run.report["dataset_digest"], "trace": lane_run.trace.header.dataset_digest}
+    for where, said in claims.items():
+        assert said == digest, f"the {where} says {said}, the files give {digest}"
 
 
 def test_tokens_are_those_of_the_trace(lane_run: RunEvidence, measured: Measured) -> None:
@@ -139,19 +140,19 @@ def test_all_files_are_of_this_run(lane_run: RunEvidence, measured: Measured) ->
 
 def test_sanitizer_replaced_nothing(lane_run: RunEvidence, measured: Measured) -> None:
     """No logit was replaced in the training because it was not finite."""
-    total = lane_run.status["sanitized_logits"]
+    total = lane_run.status.sanitized_logits
     measured(f"{total} replaced")
     assert total == 0, f"the status says that {total} logits were replaced"
     for step in lane_run.trace.steps:
-        assert step["sanitized"] == 0, f"step {step['step']} replaced {step['sanitized']} logits"
+        assert step.sanitized == 0, f"step {step.step} replaced {step.sanitized} logits"
 
 
 def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence, measured: Measured) -> None:
     """Each chunk is trained on once before any is again, in whole batches."""
     # The reader itself refuses a step whose batch is not whole, and a chunk that is not there.
     trace = lane_run.trace
-    chunks = trace.tokens["shape"][0]
-    used = [chunk for step in trace.steps for chunk in step["chunks"]]
+    chunks = trace.tokens.shape[0]
+    used = [chunk for step in trace.steps for chunk in step.chunks]
     measured(f"{chunks} chunks, trained on {len(used)} times in all")
     for epoch in range(len(used) // chunks):
         found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
@@ -163,22 +164,22 @@ def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence, m
 def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measured) -> None:
     """At first the adapter changes nothing: the first loss is that of the model without it, to the bit."""
     start = lane_run.trace.start
-    measured(f"{start['loss']!r}; without adapters {start['loss_without_adapters']!r}")
-    assert start["loss"] == start["loss_without_adapters"], "the first loss differs from the loss without adapters"
-    assert start["loss"] == lane_run.trace.steps[0]["loss"], "the first step's loss is not the first loss"
-    assert start["chunks"] == lane_run.trace.steps[0]["chunks"], "the first loss is of another batch"
+    measured(f"{start.loss!r}; without adapters {start.loss_without_adapters!r}")
+    assert start.loss == start.loss_without_adapters, "the first loss differs from the loss without adapters"
+    assert start.loss == lane_run.trace.steps[0].loss, "the first step's loss is not the first loss"
+    assert start.chunks == lane_run.trace.steps[0].chunks, "the first loss is of another batch"
 
 
 def test_base_model_is_unchanged(lane_run: RunEvidence, measured: Measured) -> None:
     """The training leaves the frozen model as it was, by its digest."""
-    before, after = lane_run.trace.start["base_digest"], lane_run.trace.end["base_digest"]
+    before, after = lane_run.trace.start.base_digest, lane_run.trace.end.base_digest
     measured(f"{before[:12]} before, {after[:12]} after")
     assert before == after, f"the frozen model's digest was {before} before the training and is {after} after it"
 
 
 def test_loss_falls(lane_run: RunEvidence, measured: Measured) -> None:
     """On the first batch the loss falls from before the training to after it, by a margin."""
-    before, after = lane_run.trace.start["loss"], lane_run.trace.end["eval_loss"]
+    before, after = lane_run.trace.start.loss, lane_run.trace.end.eval_loss
     measured(f"by {before - after:.4f}, from {before:.4f} to {after:.4f}; at least {LOSS_MARGIN} is asked for")
     assert before - after >= LOSS_MARGIN, (
         f"on the first batch the loss was {before:.4f} before and is {after:.4f} after the training: "
@@ -190,19 +191,18 @@ def test_first_loss_is_below_that_of_a_model_that_knows_nothing(lane_run: RunEvi
     """The first loss is below that of a uniform guess: the targets are what the model was made for."""
     # A codebook's size is a power of two; the tokens tell which.
     bound = math.log(2 ** int(lane_run.tokens.max()).bit_length())
-    measured(f"{lane_run.trace.start['loss']:.4f}; a guess has {bound:.4f}")
-    assert lane_run.trace.start["loss"] < bound, "the model does no better on these targets than a uniform guess"
+    measured(f"{lane_run.trace.start.loss:.4f}; a guess has {bound:.4f}")
+    assert lane_run.trace.start.loss < bound, "the model does no better on these targets than a uniform guess"
 
 
 def test_lane_says_that_it_is_experimental(lane_run: RunEvidence, measured: Measured) -> None:
     """Every file says that lane and run are experimental and not promotable."""
     # Status, manifest, environment, trace and sidecar are refused when read if they say anything else.
-    for part in (lane_run.status, lane_run.manifest, lane_run.environment, lane_run.checkpoint_sidecar):
-        assert (part["lane"], part["promotable"]) == ("experimental", False)
     marked: dict[str, Mapping[str, Any]] = {"report": lane_run.report, "checkpoint": lane_run.checkpoint.meta}
     if lane_run.checkpoint_float64 is not None:
         marked["checkpoint before rounding"] = lane_run.checkpoint_float64.meta
-    measured(f"in {4 + len(marked)} files")
+    refused = (lane_run.status, lane_run.manifest, lane_run.environment, lane_run.checkpoint_sidecar)
+    measured(f"in {len(refused) + len(marked)} files")
     for where, says in marked.items():
         found = (says.get("lane"), says.get("promotable"))
         expected = ("experimental", "false" if where == "report" else False)

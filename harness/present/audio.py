@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.files import CLIP, atomic_write, write_json
-from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence
+from harness.evidence import EvidenceError, RunEvidence
 
 FOLDER = "listen"
 SECONDS = 5.2  # of a clip, at most
@@ -81,27 +81,28 @@ class Excerpt:
 
 def choose_excerpt(run: RunEvidence) -> Excerpt:
     """The first chunks of the run's data that lie one after the other, up to SECONDS. Raises EvidenceError, NoAudio."""
-    if isinstance(run, ExternalEvidence):
-        raise NoAudio("there are clips of the built-in lane's runs only")
-    tokens = run.partial_trace.tokens
-    if not tokens or not tokens["chunks"]:
+    if not run.gives("tokens"):
+        raise NoAudio(f"the lane {run.name} leaves no tokens, from which clips are made")
+    trace = run.partial_trace
+    if not trace.has("tokens") or not trace.tokens.chunks:
         raise NoAudio("the run ended before it had tokens")
-    chunks = tokens["chunks"]
-    length = (run.status["settings"] or {}).get("chunk_seconds")
+    chunks = trace.tokens.chunks
+    length = (run.status.settings or {}).get("chunk_seconds")
     if not isinstance(length, int | float) or not 0 < length <= 60:
-        raise NoAudio(f"{run.status_path}: settings.chunk_seconds is {length!r}, expected seconds")
+        raise NoAudio(f"{run.path_of('status')}: settings.chunk_seconds is {length!r}, expected seconds")
     first = chunks[0]
     chosen = [0]
     for index, chunk in enumerate(chunks[1:], 1):
-        follows = chunk["start"] == first["start"] + round(index * length * MODEL_RATE)
-        if chunk["file"] != first["file"] or not follows or (index + 1) * length > SECONDS:
+        follows = chunk.start == first.start + round(index * length * MODEL_RATE)
+        if chunk.file != first.file or not follows or (index + 1) * length > SECONDS:
             break
         chosen.append(index)
-    entries = {entry["sha256"]: entry for entry in run.manifest["entries"]}
-    if first["file"] not in entries:
-        raise NoAudio(f"{run.manifest_path}: has no file {first['file'][:12]}, which the trace names")
-    path = run.manifest_path.parent / entries[first["file"]]["target"]
-    return Excerpt(path, first["start"], tuple(chosen), len(chosen) * length)
+    entries = {entry.sha256: entry for entry in run.manifest.entries}
+    manifest = run.path_of("manifest")
+    if first.file not in entries:
+        raise NoAudio(f"{manifest}: has no file {first.file[:12]}, which the trace names")
+    path = manifest.parent / entries[first.file].target
+    return Excerpt(path, first.start, tuple(chosen), len(chosen) * length)
 
 
 def source_clip(excerpt: Excerpt) -> Clip:

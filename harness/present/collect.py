@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,9 @@ from harness.base.text import visible
 from harness.present.changed import Place, base_of, changed_place
 from harness.present.gates import NOT_APPLICABLE, OUTCOMES, XFAILED, XPASSED, GateResult, by_reason, holds_run
 from harness.present.text import count
+
+if TYPE_CHECKING:
+    from harness.evidence import RunEvidence
 
 MARKER = "smoke"
 NAME = "lane-gates"
@@ -33,12 +36,12 @@ _PYTESTS_OWN = ("passed", "failed", "skipped")
 class GateCollector:
     """Register one in `pytest_configure`, except in a worker of pytest-xdist.
 
-    ``run_dir`` gives the session's run directory at the end of the session, or None when no run was asked for.
+    ``run`` gives the session's run, or its directory, at the end of the session; None when no run was asked for.
     """
 
-    def __init__(self, config: pytest.Config, run_dir: Callable[[], Path | None]) -> None:
+    def __init__(self, config: pytest.Config, run: Callable[[], RunEvidence | Path | None]) -> None:
         self.config = config
-        self.run_dir = run_dir
+        self.run = run
         self.verdict: dict[str, Any] | None = None
         self.verdict_lines: list[str] = []
         self.lines: list[str] = []
@@ -82,17 +85,18 @@ class GateCollector:
 
     @pytest.hookimpl(tryfirst=True)  # JUnit's plugin writes its file in this hook
     def pytest_sessionfinish(self) -> None:
-        run_dir = self.run_dir()
+        run = self.run()
         gates = self.gates
-        if run_dir is None or not gates:
+        if run is None or not gates:
             return
+        run_dir = run if isinstance(run, Path) else run.run_dir
         if not holds_run(run_dir):
             self.lines = [f"no page: {run_dir} holds no run"]
             return
         try:
             from harness.present.page import present_run
 
-            file, self.lines = present_run(run_dir, gates, self.verdict)
+            file, self.lines = present_run(run, gates, self.verdict)
             self._add_junit_properties(file.metrics)
         except Exception as error:  # the gates have spoken; how they are shown must not change that
             self.lines = [f"no page: {type(error).__name__}: {' '.join(str(error).split())[:300]}"]
@@ -113,9 +117,9 @@ class GateCollector:
                     add(name, value)
 
 
-def register(config: pytest.Config, run_dir: Callable[[], Path | None]) -> GateCollector:
+def register(config: pytest.Config, run: Callable[[], RunEvidence | Path | None]) -> GateCollector:
     """Register a collector; for `pytest_configure`."""
-    collector = GateCollector(config, run_dir)
+    collector = GateCollector(config, run)
     config.pluginmanager.register(collector, NAME)
     return collector
 

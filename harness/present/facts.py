@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.baselines.baseline import Baseline, BaselineError, Store, load
-from harness.baselines.result import UNIVERSAL, Key
-from harness.evidence import EvidenceError, ExternalEvidence, RunEvidence, Trace, load_run
+from harness.baselines.result import UNIVERSAL, Key, key_of
+from harness.evidence import EvidenceError, RunEvidence, Trace, load_run
+from harness.evidence.formats import PLACES
 
 BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 
@@ -33,12 +34,16 @@ class Facts:
         try:
             return self.run.report.get(key, "unknown")
         except EvidenceError:
-            return self._status(key) if isinstance(self.run, ExternalEvidence) else "unknown"
+            return self._status(key)
 
     def _status(self, key: str) -> str:
-        """The same of an external lane, which need not write a report."""
+        """The same of a lane that need not write a report."""
         try:
-            return str(self.run.status.get({"objective_status": "status"}.get(key, key), "unknown"))
+            if self.run.promises("report"):
+                return "unknown"
+            known = self.run.status.get({"objective_status": "status"}.get(key, key))
+            own = self.run.own_status if self.run.gives("status") else {}
+            return str(own.get(key, "unknown") if known is None else known)
         except EvidenceError:
             return "unknown"
 
@@ -46,7 +51,7 @@ class Facts:
         """(step, obtained, recorded) for each step of the run."""
         recorded = {} if self.baseline is None else {step.step: step.loss for step in self.baseline.result.steps}
         steps = [] if self.trace is None else self.trace.steps
-        return [(step["step"], step["loss"], recorded.get(step["step"])) for step in steps]
+        return [(step.step, step.loss, recorded.get(step.step)) for step in steps]
 
     def metrics(self, verdict: Mapping[str, Any] | None) -> dict[str, str]:
         """What a CI system keeps of a run, by name."""
@@ -63,28 +68,28 @@ class Facts:
             "sanitized_logits": self.report("sanitized_logits"),
             "head_commit": self.report("head_commit"),
         }
-        if self.trace is not None and "eval_loss" in self.trace.end:
-            found["eval_loss"] = repr(self.trace.end["eval_loss"])
+        if self.trace is not None and self.trace.complete:
+            found["eval_loss"] = repr(self.trace.end.eval_loss)
         return found
 
 
-def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path = BASELINES) -> Facts:
-    """Read a run directory. Raises nothing: a run that failed has facts too."""
-    run = load_here(run_dir)
+def facts_of(run: RunEvidence | Path, verdict: Mapping[str, Any] | None, baselines: Path = BASELINES) -> Facts:
+    """What there is of a run, or of the one in a run directory. Raises nothing: a run that failed has facts too."""
+    run = load_here(run) if isinstance(run, Path) else run
     problems: list[str] = []
-    run_id, trace, baseline = "none", None, None
+    run_id, trace, baseline, key = "none", None, None, None
     try:
-        run_id = str(run.status["run_id"])
+        run_id = run.status.run_id
     except EvidenceError as error:
         problems.append(str(error))
     try:
-        trace = run.partial_trace
-        if trace.header["run_id"] != run_id:
-            problems.append(f"{run.trace_path} is of another run ({trace.header['run_id']}), and left out")
+        trace = run.outline
+        if run.promises("trace") and trace.header.run_id != run_id:
+            problems.append(f"{trace.path} is of another run ({trace.header.run_id}), and left out")
             trace = None
+        key = None if trace is None else key_of(run, trace)
     except EvidenceError as error:
         problems.append(str(error))
-    key = None if trace is None else _key(trace)
     try:
         baseline = _baseline(key, verdict, baselines)
     except (BaselineError, OSError) as error:
@@ -94,12 +99,16 @@ def facts_of(run_dir: Path, verdict: Mapping[str, Any] | None, baselines: Path =
 
 def load_here(run_dir: Path) -> RunEvidence:
     """The run, with status and manifest from where the user's settings put them, should they not be in it."""
+    return load_run(
+        run_dir, places={what: path for what, path in places().items() if not (run_dir / PLACES[what]).exists()}
+    )
+
+
+def places() -> dict[str, Path]:
+    """Where the user's settings put files of the voice lane's run that are not in the run directory."""
     status, audio = os.environ.get("TRAIN_STATUS_PATH"), os.environ.get("KNOWLEDGE_AUDIO_DIR")
-    status_path = Path(status) if status and not (run_dir / "train_status.json").exists() else None
-    manifest_path = None
-    if audio and not (run_dir / "knowledge_audio").exists():
-        manifest_path = Path(audio) / "voice_dataset_manifest.json"
-    return load_run(run_dir, status_path=status_path, manifest_path=manifest_path)
+    found = {"status": Path.cwd() / status} if status else {}
+    return found | ({"manifest": Path.cwd() / audio / "voice_dataset_manifest.json"} if audio else {})
 
 
 def loss_tolerance(facts: Facts, verdict: Mapping[str, Any] | None) -> float | None:
@@ -123,15 +132,3 @@ def _baseline(key: Key | None, verdict: Mapping[str, Any] | None, baselines: Pat
     if named is not None:
         return load(Path(named)) if Path(named).exists() else None
     return None if key is None else next((b for b in Store(baselines).all()[0] if b.result.key == key), None)
-
-
-def _key(trace: Trace) -> Key:
-    header = trace.header
-    return Key(
-        lane=header["lane"],
-        mode=header["mode"],
-        model_digest=header["model_digest"],
-        dataset_digest=header["dataset_digest"],
-        settings_digest=header["settings_digest"],
-        numeric_class="" if header["mode"] == UNIVERSAL else header["numeric_class"] or "none",
-    )

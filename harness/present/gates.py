@@ -24,7 +24,7 @@ from harness.base.files import EMPTY, kind_of, write_json
 GATES = "gates.json"
 SCHEMA = "gates/1"
 SIZE_LIMIT = 16 << 20
-_EXTERNAL = "external_run.json"  # in the run directory of a lane of another project
+_RECORD = "run.json"  # in the run directory of a lane with a table
 _DETAILED = 100
 PASSED = "passed"
 NOT_APPLICABLE = "not applicable"  # an external lane does not give what the gate judges
@@ -138,7 +138,7 @@ def read_gates(run_dir: Path) -> GatesFile:
 def judging(run_dir: Path) -> str:
     """The command that leads to a gates.json in `run_dir`, as it is typed here: it judges the run that lies there, or
     makes one. In a checkout of this project it is one that needs nothing set up."""
-    where, external = shlex.quote(str(run_dir)), (run_dir / _EXTERNAL).exists()
+    where, external = shlex.quote(str(run_dir)), (run_dir / _RECORD).exists()
     checkout = Path(__file__).resolve().parents[2]
     pytest = "pytest -m smoke"
     if not external and (checkout / "tests" / "smoke").is_dir():
@@ -146,14 +146,14 @@ def judging(run_dir: Path) -> str:
         where = where if Path.cwd() == checkout else shlex.quote(str(run_dir.absolute()))  # it runs in the checkout
     if holds_run(run_dir):
         return f"{pytest} --lane-evidence={where}"
-    if found := sorted(run_dir.glob(f"*/{_EXTERNAL}")):  # a lane of another project has a folder of its own
+    if found := sorted(run_dir.glob(f"*/{_RECORD}")):  # a lane of another project has a folder of its own
         return f"python3 -m harness summary {shlex.quote(str(found[0].parent))}"
     return pytest if run_dir == default_run_dir() else f"{pytest} --lane-run-dir={where}"
 
 
 def holds_run(run_dir: Path) -> bool:
     """Whether a run lies in a folder, however it ended: one that holds none is not written into."""
-    return any((run_dir / name).exists() for name in ("train_status.json", "trace.jsonl", _EXTERNAL))
+    return any((run_dir / name).exists() for name in ("train_status.json", "trace.jsonl", _RECORD))
 
 
 def default_run_dir() -> Path:

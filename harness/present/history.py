@@ -10,60 +10,44 @@ the run it was written with; what cannot be read of it is named on the page, and
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, structs
 
 from harness.base.files import write_json
-from harness.evidence import EvidenceError, ExternalEvidence
-from harness.evidence.run import HISTORY
-from harness.evidence.strict import (
-    FLAG,
-    HEX_FLOAT,
-    NULL,
-    NUMBER,
-    SHA256,
-    constant,
-    either,
-    kind,
-    list_of,
-    read_json,
-    record,
-)
+from harness.evidence import EvidenceError
+from harness.evidence.formats import HISTORY
+from harness.evidence.strict import HexFloat, Number, Sha256, read_struct
 from harness.present.facts import Facts
 from harness.present.gates import GatesFile, all_passed, counts
 
 SCHEMA = "history/1"
 LIMIT = 100
 _LONGEST = 200
-_SHORT = kind(f"text of 1 to {_LONGEST} characters", lambda v: isinstance(v, str) and 0 < len(v) <= _LONGEST)
-_RUN = record(
-    {
-        **dict.fromkeys(("run_id", "ended", "commit", "verdict", "gates"), _SHORT),
-        "key": SHA256,
-        "green": FLAG,
-        "loss": either(HEX_FLOAT, NULL),
-        "seconds": either(NUMBER, NULL),
-    }
-)
-_FILE = record(
-    {"schema": constant(SCHEMA), "lane": constant("experimental"), "promotable": constant(False), "runs": list_of(_RUN)}
-)
+Short = Annotated[str, Meta(min_length=1, max_length=_LONGEST)]
 
 
-@dataclass(frozen=True)
-class Past:
+class Past(Struct):
     """A run that was judged: a row of the file. ``loss``: of its last step; ``seconds``: of the lane, not the gates."""
 
-    run_id: str
-    key: str
-    ended: str
-    commit: str
-    verdict: str
-    gates: str
+    run_id: Short
+    key: Sha256
+    ended: Short
+    commit: Short
+    verdict: Short
+    gates: Short
     green: bool
-    loss: float | None
-    seconds: float | None
+    loss: HexFloat | None
+    seconds: Number | None
+
+
+class _File(Struct):
+    schema: Literal["history/1"]
+    lane: Literal["experimental"]
+    promotable: Literal[False]
+    runs: list[Past]
 
 
 def read_history(run_dir: Path) -> list[Past]:
@@ -71,8 +55,7 @@ def read_history(run_dir: Path) -> list[Past]:
     path = run_dir / HISTORY
     if not path.is_symlink() and not path.exists():
         return []
-    runs = read_json(path, _FILE, "the history of the runs judged here")["runs"]
-    return [Past(**{name: run[name] for name in Past.__annotations__}) for run in runs[-LIMIT:]]
+    return read_struct(path, _File, "the history of the runs judged here").runs[-LIMIT:]
 
 
 def add_to_history(run_dir: Path, facts: Facts, judged: GatesFile) -> None:
@@ -89,11 +72,11 @@ def add_to_history(run_dir: Path, facts: Facts, judged: GatesFile) -> None:
         verdict=judged.metrics["verdict"][:_LONGEST] or "none",
         gates=counts(judged.gates)[:_LONGEST],
         green=all_passed(judged.gates),
-        loss=judged.losses[-1][1] if judged.losses else None,
+        loss=HexFloat(judged.losses[-1][1]) if judged.losses else None,
         seconds=seconds,
     )
     runs = [past for past in read_history(run_dir) if past.run_id != one.run_id]
-    rows = [{**asdict(p), "loss": None if p.loss is None else p.loss.hex()} for p in [*runs, one][-LIMIT:]]
+    rows = [{**structs.asdict(p), "loss": None if p.loss is None else p.loss.hex()} for p in [*runs, one][-LIMIT:]]
     boundary = {"lane": "experimental", "promotable": False}
     write_json(run_dir / HISTORY, {"schema": SCHEMA, **boundary, "runs": rows})
 
@@ -101,9 +84,9 @@ def add_to_history(run_dir: Path, facts: Facts, judged: GatesFile) -> None:
 def _time(facts: Facts) -> tuple[str, float | None]:
     """When the run ended, and how long the lane took; ("unknown", None) where its files do not say."""
     try:
-        if isinstance(facts.run, ExternalEvidence):
-            return str(facts.run.facts["started_at"]), float(facts.run.facts["seconds"])
-        begun, ended = facts.run.status["started_at"], facts.run.status["finished_at"]
+        if facts.run.is_recorded:
+            return facts.run.record.started_at, float(facts.run.record.seconds)
+        begun, ended = facts.run.status.started_at, facts.run.status.finished_at
         took = datetime.fromisoformat(ended) - datetime.fromisoformat(begun)
         return str(ended), took.total_seconds()
     except (EvidenceError, ValueError, TypeError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import PAGE_MARK, atomic_write
-from harness.evidence import EvidenceError, ExternalEvidence
+from harness.evidence import EvidenceError
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, possible_clips, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
@@ -60,9 +60,7 @@ def page(
     missing_audio: Sequence[str] = (),
 ) -> str:
     """The page's text; the same for the same files."""
-    model = facts.report("model_id")
-    if isinstance(facts.run, ExternalEvidence) and facts.key is not None:
-        model = facts.key.lane
+    model = facts.run.name if facts.run.numerics == "bits" else facts.report("model_id")
     head = f"{_headline(gates, verdict, facts)[0]} · {model}"
     sections = [
         _verdict(facts, gates, verdict),
@@ -257,13 +255,11 @@ def _losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
         for step, a, b in rows
     ]
     numbers = f"<details><summary>The numbers</summary>{_table('Loss by step', columns, cells)}</details>"
-    end = facts.trace.end if facts.trace is not None else {}
-    start = facts.trace.start if facts.trace is not None else {}
     evaluated = ""
-    if start and end:
+    if facts.trace is not None and facts.trace.complete:
         evaluated = (
-            f"<p>On the first batch the loss was {start['loss']:.4f} before the training and is "
-            f"{end['eval_loss']:.4f} after it.</p>"
+            f"<p>On the first batch the loss was {facts.trace.start.loss:.4f} before the training and is "
+            f"{facts.trace.end.eval_loss:.4f} after it.</p>"
         )
     return f'<section><h2>Loss</h2>{evaluated}\n<div class="charts">{body}</div>{numbers}</section>'
 
@@ -299,11 +295,11 @@ def _distances(rows: Sequence[tuple[int, float, float | None]], tolerance: float
 
 def _codebooks(facts: Facts) -> str:
     steps = facts.trace.steps if facts.trace is not None else []
-    if len(steps) < 2 or not steps[0]["loss_by_codebook"]:
+    if len(steps) < 2 or not steps[0].loss_by_codebook:
         return ""
-    shown = min(len(steps[0]["loss_by_codebook"]), CODEBOOKS_SHOWN)
+    shown = min(len(steps[0].loss_by_codebook), CODEBOOKS_SHOWN)
     series = [
-        Series(f"codebook {k}", f"k{k % 4}", [(float(s["step"]), s["loss_by_codebook"][k]) for s in steps])
+        Series(f"codebook {k}", f"k{k % 4}", [(float(s.step), s.loss_by_codebook[k]) for s in steps])
         for k in range(shown)
     ]
     ends = "; ".join(f"codebook {k} from {s.points[0][1]:.3f} to {s.points[-1][1]:.3f}" for k, s in enumerate(series))
@@ -414,7 +410,7 @@ def _provenance(facts: Facts) -> str:
         pass
     try:
         status = facts.run.status
-        rows.append(("started, ended", escape(f"{status['started_at']}, {status['finished_at']}")))
+        rows.append(("started, ended", escape(f"{status.started_at}, {status.finished_at}")))
     except EvidenceError:
         pass
     rows.append(("RUN_DIR", "the run's directory, in which this page was written"))

@@ -47,7 +47,7 @@ def listen(arguments: list[str]) -> int:
     run_dir = options.run_dir or default_run_dir()
     run = load_here(run_dir)
     try:
-        run_id = str(run.status["run_id"])
+        run_id = run.status.run_id
     except EvidenceError as error:
         print(f"no run to listen to: {error}; next: {judging(run_dir)}", file=sys.stderr)
         return 1
@@ -123,7 +123,7 @@ def sample_clips(run: RunEvidence, directory: str, seed: int) -> list[Clip]:
     adapters = make_adapters(model.lm.dim, 0, dtype=torch.float32, device="cpu")
     load_adapters(run.checkpoint_path, adapters)
     model.set_generation_params(duration=SAMPLE_SECONDS)
-    description = str((run.status["settings"] or {}).get("description") or "")
+    description = str((run.status.settings or {}).get("description") or "")
 
     def sample(name: str) -> Clip:
         torch.manual_seed(seed)

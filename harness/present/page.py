@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import NotOurs
-from harness.evidence import EvidenceError
+from harness.evidence import EvidenceError, RunEvidence
 from harness.present.audio import cheap_clips
 from harness.present.facts import facts_of
 from harness.present.gates import GateResult, GatesFile
@@ -16,11 +16,12 @@ from harness.present.html import write_html
 
 
 def present_run(
-    run_dir: Path, gates: Sequence[GateResult], verdict: Mapping[str, Any] | None
+    run: RunEvidence | Path, gates: Sequence[GateResult], verdict: Mapping[str, Any] | None
 ) -> tuple[GatesFile, list[str]]:
     """Write all of it, as far as it can be written. Returns what gates.json holds, and lines for the terminal: where
     the page lies, and what could not be written and why."""
-    facts = facts_of(run_dir, verdict)
+    facts = facts_of(run, verdict)
+    run_dir = facts.run.run_dir
     baseline = facts.baseline
     about = None if baseline is None else {"path": str(baseline.path), "recorded": baseline.recorded}
     file = GatesFile(

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from msgspec import Struct
+
 from harness.evidence import EvidenceError
 from harness.evidence.errors import one_line, show
-from harness.evidence.strict import COUNT, NUMBER, OBJECT, SHA256, TEXT, Kind, either, kind, list_of, read_json, record
+from harness.evidence.strict import JSON_LIMIT, Count, Number, Sha256, Text, as_struct, parse_json, read_bytes
 from harness.numerics.digest import dataset_digest, file_sha256
 from harness.promotion.contents import Findings
 from harness.promotion.licences import check_licences
@@ -28,23 +30,52 @@ BUNDLE = "voice_bundle"
 NOT_FINITE = ("nan", "inf", "infinity")
 AUDIO_KEYS = ("target", "path", "audio_filepath", "audio_path", "audio", "filepath", "file")
 
-_TIES = {"sha256": SHA256, "bytes": COUNT}
-# What names a file: an object, or its path alone.
-_PATH = kind("text", lambda value: isinstance(value, str) and value != "", lambda value: {"path": value})
-_WITH_TIES = Kind("an object whose sha256 is 64 lower-case hex digits, and bytes a count", record({}, _TIES).read)
-_NAMED = either(_PATH, _WITH_TIES)
-_STATUS = record(
-    {
-        "job_type": TEXT,
-        "state": TEXT,
-        "progress": either(NUMBER, record({"current": NUMBER, "total": NUMBER})),
-        "stats": OBJECT,
-        "artifacts": list_of(_NAMED),
-    }
-)
-_DATASET = record({"entries": list_of(_NAMED)}, {"dataset_digest": SHA256})
-_TEXTS = ("bundle_version", "voice_profile_id", "display_name", "created_at")
-_MANIFEST = record({**dict.fromkeys(_TEXTS, TEXT), "files": list_of(record({"path": TEXT, **_TIES}))})
+
+class Ties(Struct):
+    """What an entry may state of its file."""
+
+    sha256: Sha256 = ""
+    bytes: Count = 0
+
+
+class Listed(Ties, kw_only=True):
+    """An entry that names its file by `path`."""
+
+    path: Text
+
+
+class Progress(Struct):
+    """How far a job is."""
+
+    current: Number
+    total: Number
+
+
+class Status(Struct):
+    """The job's status. What names a file is an object, or its path alone."""
+
+    job_type: Text
+    state: Text
+    progress: Number | Progress
+    stats: dict[str, Any]
+    artifacts: list[Text | Ties]
+
+
+class Dataset(Struct):
+    """The data set's manifest."""
+
+    entries: list[Text | Ties]
+    dataset_digest: Sha256 = ""
+
+
+class Manifest(Struct):
+    """The bundle's manifest."""
+
+    bundle_version: Text
+    voice_profile_id: Text
+    display_name: Text
+    created_at: Text
+    files: list[Listed]
 
 
 class Production:
@@ -61,19 +92,19 @@ class Production:
 
     def check(self) -> None:
         """Status, data set and bundle, each with what it says of the files, then the licences."""
-        status_path, status = self._document(STATUS, _STATUS, "status")
-        dataset_path, dataset = self._document(DATASET, _DATASET, "dataset")
+        status_path, status = self._document(STATUS, Status, "status")
+        dataset_path, dataset = self._document(DATASET, Dataset, "dataset")
         if status is not None:
             self._status(status_path, status)
         if dataset is not None:
             self._dataset(dataset_path, dataset)
         self._bundle()
         if status is not None:
-            self._ties(status_path, status["artifacts"], dataset_path)
+            self._ties(status_path, _named(status["artifacts"]), dataset_path)
         if self.bundle is not None and self.manifest is not None:
             check_licences(self.manifest, self.bundle / "manifest.json", self.findings)
 
-    def _document(self, names: Sequence[str], fields: Kind, what: str) -> tuple[Path, dict[str, Any] | None]:
+    def _document(self, names: Sequence[str], fields: type[Struct], what: str) -> tuple[Path, dict[str, Any] | None]:
         """The JSON file with the first of the names that there is; what is in it is None where that is not valid."""
         found = next((same for name in names if (same := [path for path in self.files if path.name == name])), [])
         path = self._nearest(found, f"{what}_missing", " or ".join(names))
@@ -90,12 +121,15 @@ class Production:
             self.refuse("ambiguous", f"found {' and '.join(map(str, paths[:3]))}, expected one of them")
         return None
 
-    def _read(self, path: Path, fields: Kind, invalid: str) -> dict[str, Any] | None:
+    def _read(self, path: Path, fields: type[Struct], invalid: str) -> dict[str, Any] | None:
         try:
-            return read_json(path, fields, "what docs/promotion.md says")
+            found = parse_json(read_bytes(path, JSON_LIMIT, "what docs/promotion.md says"), path)
+            as_struct(found, fields, path)
         except EvidenceError as error:
             self.refuse(invalid, str(error))
             return None
+        known: dict[str, Any] = found  # with what a lane says beyond the fields
+        return known
 
     def _status(self, path: Path, status: Mapping[str, Any]) -> None:
         if status["job_type"] != JOB_TYPE:
@@ -121,7 +155,7 @@ class Production:
         if not stated or any(value != kinds[key] for key, value in stated.items()):
             wanted = "mode voice_dataset or schema voice_dataset/1"
             self.refuse("dataset_invalid", f"{path}: found {stated or 'neither'}, expected {wanted}")
-        entries, digest = dataset["entries"], dataset.get("dataset_digest")
+        entries, digest = _named(dataset["entries"]), dataset.get("dataset_digest")
         if not entries:
             self.refuse("dataset_invalid", f"{path}: found no entries, expected at least one")
         bases = [path.parent, self.directory, *self.audio]
@@ -142,7 +176,7 @@ class Production:
         if bundle is None:
             return
         where = bundle / "manifest.json"
-        self.manifest = manifest = self._read(where, _MANIFEST, "bundle_manifest_invalid")
+        self.manifest = manifest = self._read(where, Manifest, "bundle_manifest_invalid")
         if manifest is None:
             return
         version, created, profile = (manifest[key] for key in ("bundle_version", "created_at", "voice_profile_id"))
@@ -278,6 +312,10 @@ class Production:
         elif entry.get("sha256", digest) != digest:
             self.refuse(digest_code, f"{at}: {path}: found SHA-256 {digest}, expected {entry['sha256']}")
         return digest
+
+
+def _named(entries: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
 def _has_zone(text: str) -> bool:

@@ -38,7 +38,7 @@ def run_all(runs: Mapping[Path, Mapping[str, str]]) -> list[RunEvidence]:
 
 def trace_lines(evidence: RunEvidence) -> list[str]:
     """The trace without its header, which carries the run id."""
-    return evidence.trace_path.read_text().splitlines()[1:]
+    return evidence.path_of("trace").read_text().splitlines()[1:]
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +51,10 @@ def test_second_run_is_bit_identical(lane_run: RunEvidence, tmp_path: Path) -> N
     caller = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "TZ": "Pacific/Chatham", "LC_ALL": "C"}
     again = run(tmp_path / "another folder", caller)
     assert again.checkpoint_path.read_bytes() == lane_run.checkpoint_path.read_bytes()
-    assert again.tokens_path.read_bytes() == lane_run.tokens_path.read_bytes()
+    assert again.path_of("tokens").read_bytes() == lane_run.path_of("tokens").read_bytes()
     assert trace_lines(again) == trace_lines(lane_run)
-    assert again.status["loss"] == lane_run.status["loss"]
-    assert again.trace.header["run_id"] != lane_run.trace.header["run_id"]
+    assert again.status.loss == lane_run.status.loss
+    assert again.trace.header.run_id != lane_run.trace.header.run_id
 
 
 @pytest.mark.parametrize("mode", ["portable", "native"])
@@ -68,7 +68,7 @@ def test_float32_modes_are_bit_identical_too(mode: str, tmp_path: Path) -> None:
             tmp_path / "two" / "deeper": {**settings, "PYTHONHASHSEED": "2"},
         }
     )
-    assert one.trace.header["mode"] == mode
+    assert one.trace.header.mode == mode
     assert one.checkpoint_path.read_bytes() == two.checkpoint_path.read_bytes()
     assert trace_lines(one) == trace_lines(two)
 
@@ -76,7 +76,7 @@ def test_float32_modes_are_bit_identical_too(mode: str, tmp_path: Path) -> None:
 def test_another_seed_gives_another_checkpoint(short_run: RunEvidence, tmp_path: Path) -> None:
     other = run(tmp_path, {**SHORT, "LANE_SEED": "1"})
     assert other.tokens_digest() == short_run.tokens_digest()
-    assert other.trace.steps[0]["chunks"] != short_run.trace.steps[0]["chunks"]
+    assert other.trace.steps[0].chunks != short_run.trace.steps[0].chunks
     same = [
         name for name, t in other.checkpoint.tensors.items() if np.array_equal(t, short_run.checkpoint.tensors[name])
     ]
@@ -85,7 +85,7 @@ def test_another_seed_gives_another_checkpoint(short_run: RunEvidence, tmp_path:
 
 def test_one_second_of_other_audio_changes_tokens_and_checkpoint(short_run: RunEvidence, tmp_path: Path) -> None:
     samples, rate = soundfile.read(SHIPPED, dtype="int16")
-    start = short_run.trace.tokens["chunks"][short_run.trace.steps[0]["chunks"][0]]["start"]
+    start = short_run.trace.tokens.chunks[short_run.trace.steps[0].chunks[0]]["start"]
     samples[start : start + rate] = samples[start : start + rate][::-1]
     edited = tmp_path / "edited.flac"
     soundfile.write(edited, samples, rate, subtype="PCM_16")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from smoke_session import smoke
 
-from harness.evidence import ExternalEvidence, NotApplicable
+from harness.evidence import NotApplicable, load_run
 from harness.external_runs import ExternalRuns
 from harness.gates import black_box
 from harness.lanes import ExternalProcess, find_lane
@@ -82,7 +82,7 @@ class Session:
         footprint.begin()
         process = ExternalProcess(lane, project / "artifacts" / name)
         process.wait()
-        self.run = ExternalEvidence(project / "artifacts" / name, process.run_id)
+        self.run = load_run(project / "artifacts" / name, run_id=process.run_id)
         self.runs = ExternalRuns(lane, self.run.run_dir, footprint, _silent)
         self.fixtures: dict[str, Callable[..., Any]] = {
             "measured": lambda text: None,

@@ -19,9 +19,10 @@ from harness.baselines.baseline import Store
 from harness.baselines.compare import Verdict, judge
 from harness.baselines.explain import main as explain
 from harness.baselines.second_leg import code_of
-from harness.evidence import ExternalEvidence
+from harness.evidence import load_run
 from harness.external_runs import ExternalRuns
 from harness.lanes import ExternalProcess, find_lane
+from harness.runs.footprint import Footprint
 
 HERE = Path(__file__).parent
 TABLE = """
@@ -80,9 +81,11 @@ class Project:
         """As the gates find it, without a session of pytest."""
         lane = find_lane(self.folder, "traced")
         numeric_class = json.loads(self.baseline.read_text())["key"]["numeric_class"]
+        footprint = Footprint(self.folder, folder / "run", folder / "further")
+        footprint.begin()
         process = ExternalProcess(lane, folder / "run", numeric_class=lambda: numeric_class).wait()
-        run = ExternalEvidence(folder / "run", process.run_id)
-        runs = ExternalRuns(lane, run.run_dir, folder / "further", _silent)
+        run = load_run(folder / "run", run_id=process.run_id)
+        runs = ExternalRuns(lane, run.run_dir, footprint, _silent)
         code = code_of(self.folder, lane.code_paths, "")
         return judge(run, Store(self.folder / "baselines"), runs.again, runs.second_leg, code)
 

@@ -125,9 +125,7 @@ def _drift(evidence: RunEvidence, reference: RunEvidence) -> dict[str, Any]:
     drift = max(float(np.abs(values - theirs.tensors[name]).max()) for name, values in ours.tensors.items())
     rounded = evidence.checkpoint.tensors
     flips = sum(int((values != reference.checkpoint.tensors[name]).sum()) for name, values in rounded.items())
-    losses = [
-        abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(evidence.trace.steps, reference.trace.steps, strict=True)
-    ]
+    losses = [abs(a.loss - b.loss) / b.loss for a, b in zip(evidence.trace.steps, reference.trace.steps, strict=True)]
     return {"drift": drift, "flips": flips, "loss": max(losses)}
 
 

@@ -3,7 +3,6 @@ never another exception, nor more memory than a few times the file."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import pickle
@@ -164,7 +163,6 @@ BAD: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_claim_that_cannot_be_is_one_line(what: str, tmp_path: Path) -> None:
-    importlib.import_module("torch")  # not counted
     path = tmp_path / what.split()[0]
     path.write_bytes(BAD[what]())
     found = bounded(lambda: read_array(path) if path.suffix == ".npy" else read_checkpoint(path))
@@ -176,7 +174,7 @@ def test_a_storage_is_no_more_than_its_member_where_the_file_is_mapped(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There torch believes the claim, and takes what lies behind the member in the file."""
-    monkeypatch.setattr("harness.evidence.checkpoint.MAP_ABOVE", 0)
+    monkeypatch.setattr("harness.evidence.torch_file.MAP_ABOVE", 0)
     (tmp_path / "a.pt").write_bytes(BAD[what]())
     assert isinstance(bounded(lambda: read_checkpoint(tmp_path / "a.pt")), EvidenceError)
 

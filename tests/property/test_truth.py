@@ -107,12 +107,13 @@ def test_what_is_read_does_not_grow_with_the_recording(
 
 def first_batch(path: Path, starts: list[int]) -> None:
     model = SimpleNamespace(sample_rate=MODEL_RATE, frame_rate=50)
+    chunks = [SimpleNamespace(file="digest", start=start) for start in starts]
     trace = SimpleNamespace(
-        tokens={"shape": [len(starts), 4, 128], "chunks": [{"file": "digest", "start": start} for start in starts]},
-        steps=[{"chunks": list(range(len(starts)))}],
+        tokens=SimpleNamespace(shape=[len(starts), 4, 128], chunks=chunks),
+        steps=[SimpleNamespace(chunks=list(range(len(starts))))],
     )
-    manifest = {"entries": [{"sha256": "digest", "target": path.name}]}
-    run: Any = SimpleNamespace(trace=trace, manifest=manifest, manifest_path=path.parent / "manifest.json")
+    manifest = SimpleNamespace(entries=[SimpleNamespace(sha256="digest", target=path.name)])
+    run: Any = SimpleNamespace(trace=trace, manifest=manifest, path_of=lambda what: path.parent / f"{what}.json")
     assert Truth(model, run).waves.shape == (len(starts), 81_920)
 
 

@@ -21,7 +21,7 @@ LIMITS = {"universal": 1e-9, "portable": 1e-4, "native": 1e-4}  # relative; the 
 
 def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
     """The first batch's tokens are those that audiocraft's codec gives for the audio on the disk."""
-    found = lane_run.tokens[lane_run.trace.steps[0]["chunks"]]
+    found = lane_run.tokens[lane_run.trace.steps[0].chunks]
     expected = truth.codes.numpy()
     assert found.shape == expected.shape
     differing = float((found != expected).mean())
@@ -37,14 +37,14 @@ def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth:
     """The lane's first loss is the one that audiocraft's model has on the audio, by codebook and as a mean."""
     import torch
 
-    mode = lane_run.trace.header["mode"]
-    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.steps[0]["chunks"]].astype(np.int64))
+    mode = lane_run.trace.header.mode
+    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.steps[0].chunks].astype(np.int64))
     expected = truth.losses(codes).numpy()
-    found = np.array(lane_run.trace.steps[0]["loss_by_codebook"])
+    found = np.array(lane_run.trace.steps[0].loss_by_codebook)
     worst = float(np.max(np.abs(found - expected) / expected))
     measured(f"at most {worst:.1e} apart, relatively; {LIMITS[mode]:.0e} allowed")
     assert worst <= LIMITS[mode], f"by codebook the lane's first loss is {found}, the model's own is {expected}"
-    total = lane_run.trace.steps[0]["loss"]
+    total = lane_run.trace.steps[0].loss
     assert abs(total - expected.mean()) <= LIMITS[mode] * total, (
         f"the first loss is {total!r}; the mean over the codebooks is {expected.mean()!r}"
     )
@@ -59,14 +59,14 @@ def test_checkpoint_gives_the_loss_that_training_ended_with(
     from harness.lane.adapter import attach
     from harness.lane.checkpoint import load_adapters
 
-    mode = lane_run.trace.header["mode"]
+    mode = lane_run.trace.header.mode
     adapters = truth.fresh_adapters()
     load_adapters(lane_run.checkpoint_path, adapters)
-    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.start["chunks"]].astype(np.int64))
+    codes = torch.from_numpy(lane_run.tokens[lane_run.trace.start.chunks].astype(np.int64))
     hook = attach(truth.model.lm, adapters)
     found = float(truth.losses(codes).mean())
     hook.remove()
-    said = lane_run.trace.end["eval_loss"]
+    said = lane_run.trace.end.eval_loss
     # The checkpoint is rounded to float32, which moves the loss by about 1e-8 of itself.
     limit = max(LIMITS[mode], 1e-6)
     measured(f"{found:.9g}, the lane says {said:.9g}; {limit:.0e} apart, relatively, is allowed")
@@ -135,11 +135,11 @@ def test_base_model_is_the_shipped_one(lane_run: RunEvidence, truth: Truth, meas
 
     import torch
 
-    dtype = torch.float64 if lane_run.trace.header["mode"] == "universal" else torch.float32
+    dtype = torch.float64 if lane_run.trace.header.mode == "universal" else torch.float32
     digest = hashlib.sha256()
     for name, tensor in truth.model.lm.state_dict().items():
         digest.update(name.encode() + b"\0" + tensor.to(dtype).contiguous().numpy().tobytes())
-    expected, found = digest.hexdigest(), lane_run.trace.end["base_digest"]
+    expected, found = digest.hexdigest(), lane_run.trace.end.base_digest
     measured(f"digest {found[:12]}")
     assert found == expected, (
         f"the lane's frozen model has digest {found}: it is not the model that audiocraft loads, {expected}"

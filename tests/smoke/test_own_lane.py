@@ -23,10 +23,10 @@ def test_every_recording_is_in_the_data_set(lane_run: RunEvidence, measured: Mea
     """Every recording in the folder that was to be used is in the manifest."""
     # What is left out is not in the manifest's digest, so that no other gate sees it.
     manifest = lane_run.manifest
-    skipped, left_out = (" ".join(manifest.get(key, ())) for key in ("skipped", "left_out"))
+    skipped, left_out = " ".join(manifest.skipped), " ".join(manifest.left_out)
     allowed = os.environ.get("LANE_SKIP_BAD_FILES", "").strip().lower() in ("1", "true", "yes", "on")
     assert allowed or not skipped, f"left out, and LANE_SKIP_BAD_FILES is not set: {skipped}"
-    staged = {entry["sha256"] for entry in manifest["entries"]}
+    staged = {entry.sha256 for entry in manifest.entries}
     measured(f"recordings: {len(staged)}")
     for path in recordings(lane_run):
         named = path.name in (skipped if allowed else "") or (
@@ -44,7 +44,7 @@ def recordings(lane_run: RunEvidence) -> list[Path]:
     root = (Path.cwd() / folder) if folder else SHIPPED_SOURCE
     if not narration.resolve().is_relative_to(root.resolve()):
         return []  # evidence of another machine, or of other settings
-    manifest = lane_run.manifest_path.name
+    manifest = lane_run.path_of("manifest").name
     own = [path.parent for path in root.rglob(manifest)]  # a staging folder below the source folder is no source
     found = [
         p
@@ -61,5 +61,5 @@ def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: 
     assert set(meta) == CHECKPOINT_META, (
         f"other keys than the checkpoint's: {', '.join(sorted(set(meta) ^ CHECKPOINT_META))}"
     )
-    said = {"seed": header["seed"], "steps": header["steps"], "model_id": lane_run.report["model_id"]}
+    said = {"seed": header.seed, "steps": header.steps, "model_id": lane_run.report["model_id"]}
     assert {name: meta[name] for name in said} == said, "the checkpoint is of other settings"

@@ -100,9 +100,10 @@ class Truth:
     def chunks(self) -> list[tuple[Path, int]]:
         """The first batch's chunks: each one's file, and its first sample at the model's rate."""
         trace, manifest = self.run.trace, self.run.manifest
-        files = {entry["sha256"]: self.run.manifest_path.parent / entry["target"] for entry in manifest["entries"]}
-        chunks = [trace.tokens["chunks"][i] for i in trace.steps[0]["chunks"]]
-        return [(files[chunk["file"]], chunk["start"]) for chunk in chunks]
+        folder = self.run.path_of("manifest").parent
+        files = {entry.sha256: folder / entry.target for entry in manifest.entries}
+        chunks = [trace.tokens.chunks[i] for i in trace.steps[0].chunks]
+        return [(files[chunk.file], chunk.start) for chunk in chunks]
 
     @property
     def is_exact(self) -> bool:
@@ -114,7 +115,7 @@ class Truth:
     @cached_property
     def waves(self) -> Array:
         """The first batch's audio, mono at the model's rate: float64 ``[batch, samples]``. Reads no more than that."""
-        samples = self.run.trace.tokens["shape"][2] * round(self.model.sample_rate / self.model.frame_rate)
+        samples = self.run.trace.tokens.shape[2] * round(self.model.sample_rate / self.model.frame_rate)
         return np.stack([resampled(path, self.model.sample_rate, start, samples) for path, start in self.chunks])
 
     @cached_property
@@ -134,8 +135,8 @@ class Truth:
         from audiocraft.modules.conditioners import ConditioningAttributes
 
         provider = self.model.lm.condition_provider
-        text = {"description": self.run.status["settings"]["description"]}
-        batch = len(self.run.trace.steps[0]["chunks"])
+        text = {"description": self.run.status.settings["description"]}
+        batch = len(self.run.trace.steps[0].chunks)
         with torch.no_grad():
             return provider(provider.tokenize([ConditioningAttributes(text=dict(text)) for _ in range(batch)]))
 
@@ -157,4 +158,4 @@ class Truth:
 
         from harness.lane.adapter import make_adapters
 
-        return make_adapters(self.model.lm.dim, self.run.trace.header["seed"], dtype=torch.float64, device="cpu")
+        return make_adapters(self.model.lm.dim, self.run.trace.header.seed, dtype=torch.float64, device="cpu")

@@ -81,12 +81,12 @@ def edited(path: Path, *keys: str, value: Any) -> None:
     ("keys", "value", "words"),
     [
         (("schema",), "lane_baseline/2", "schema"),
-        (("surprise",), 1, "unknown field 'surprise'"),
-        (("key", "seed"), "1", "unknown field 'seed'"),
+        (("surprise",), 1, "surprise: found a key that is not known"),
+        (("key", "seed"), "1", "seed: found a key that is not known"),
         (("key", "model_digest"), "x", "digest is not that of its fields"),
         (("exact", "tensor_digest"), "abc", "64 lower-case"),
-        (("exact", "start", "loss"), 1.5, "expected text"),
-        (("exact", "start", "loss"), "1.5", "canonical"),
+        (("exact", "start", "loss"), 1.5, "loss: found 1.5"),
+        (("exact", "start", "loss"), "1.5", r"float\.hex"),
         (("exact", "start", "loss"), "nan", "finite"),
         (("exact", "end", "evaluation loss"), "inf", "finite"),
         (("exact", "curve", "rows"), [], "nothing to compare"),
@@ -97,7 +97,7 @@ def edited(path: Path, *keys: str, value: Any) -> None:
         (("exact", "guard", "positions"), {"0.out": "99"}, r"\[0, 32\)"),
         (("exact", "guard", "positions"), {"0.nothing": "1"}, "0.nothing"),
         (("shape", "end"), {}, "nothing to compare"),
-        (("tolerance", "loss"), "0x1.0p-3", "canonical"),
+        (("tolerance", "loss"), "0x1.0p-3", r"tolerance\.loss: found"),
         (("provenance", "recorded_at"), "yesterday", "isoformat"),
         (("provenance", "environment", "threads"), 1, "expected text"),
     ],
@@ -183,7 +183,7 @@ def test_runs_of_different_keys_are_refused(run: Run, store: Store) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_failed_run_is_never_recorded(run: Run, store: Store, which: int) -> None:
     runs = [run(TOY), run(TOY)]
-    runs[which].trace_path.unlink()
+    runs[which].path_of("trace").unlink()
     with pytest.raises(RecordRefused, match=f"the {('first', 'second')[which]} run is no good.*trace.jsonl"):
         record(*runs, store, reason=REASON, code=CODE, environment={})
     assert contents(store) == {}

@@ -319,9 +319,9 @@ def test_parameters_before_rounding_are_of_universal_mode_alone(run: Run) -> Non
 
 def test_a_run_whose_report_names_no_model_is_compared_all_the_same(run: Run, store: Store) -> None:
     without, missing = run(TOY), run(TOY)
-    lines = without.report_path.read_text().splitlines(keepends=True)
-    without.report_path.write_text("".join(line for line in lines if not line.startswith("model_id:")))
-    missing.report_path.unlink()
+    lines = without.path_of("report").read_text().splitlines(keepends=True)
+    without.path_of("report").write_text("".join(line for line in lines if not line.startswith("model_id:")))
+    missing.path_of("report").unlink()
     for evidence in (without, missing):
         fresh = load_run(evidence.run_dir)
         assert compare_module.result_of_run(fresh).model == "unknown"
@@ -331,7 +331,7 @@ def test_a_run_whose_report_names_no_model_is_compared_all_the_same(run: Run, st
 def test_a_run_without_its_environment_is_compared_all_the_same(run: Run, store: Store) -> None:
     recorded(run, store, TOY)
     evidence = run(TOY)
-    evidence.environment_path.unlink()
+    evidence.path_of("environment").unlink()
     fresh = load_run(evidence.run_dir)
     assert compare_module.result_of_run(fresh).environment == {} and compare(fresh, store).kind == "match"
 
@@ -471,7 +471,8 @@ def one_ulp_of_the_checkpoint(evidence: RunEvidence) -> None:
 
 
 def fail_status(evidence: RunEvidence) -> None:
-    edit_json(evidence.status_path, lambda status: status.update(status="failed", root_cause="non_finite: loss is nan"))
+    cause = "non_finite: loss is nan"
+    edit_json(evidence.path_of("status"), lambda status: status.update(status="failed", root_cause=cause))
 
 
 def edit_audio(evidence: RunEvidence) -> None:

@@ -47,12 +47,12 @@ def error_of(run_dir: Path, part: str) -> str:
 def test_a_whole_run_is_read(run_dir: Path) -> None:
     run = load_run(run_dir)
     check_report_keys(run.report)
-    assert run.status["status"] == "completed"
-    assert run.trace.complete and [step["step"] for step in run.trace.steps] == [1, 2, 3]
-    assert isinstance(run.trace.steps[0]["grad"]["0.taps"], float)
-    assert len(run.trace.end["sketch"]["0.taps"]) == 16
-    assert run.tokens.shape == (3, 2, 5) and run.tokens_digest() == run.trace.tokens["tokens_digest"]
-    assert run.manifest_problems() == [] and run.dataset_digest() == run.manifest["dataset_digest"]
+    assert run.status.status == "completed"
+    assert run.trace.complete and [step.step for step in run.trace.steps] == [1, 2, 3]
+    assert isinstance(run.trace.steps[0].grad["0.taps"], float)
+    assert len(run.trace.end.sketch["0.taps"]) == 16
+    assert run.tokens.shape == (3, 2, 5) and run.tokens_digest() == run.trace.tokens.tokens_digest
+    assert run.manifest_problems() == [] and run.dataset_digest() == run.manifest.dataset_digest
     assert run.environment["numeric_mode"] == "universal"
     assert set(run.run_ids().values()) == {RUN_ID} and len(run.run_ids()) == 5
     assert run.failure() is None
@@ -332,7 +332,7 @@ def test_an_inconsistent_trace(run_dir: Path, edit: Callable[[Lines], object], f
 def test_values_that_are_not_finite_are_read(run_dir: Path) -> None:
     edit_trace(run_dir / "trace.jsonl", lambda lines: lines[4].update(loss="nan", loss_by_codebook=["inf", "-inf"]))
     step = load_run(run_dir).trace.steps[1]
-    assert step["loss"] != step["loss"] and step["loss_by_codebook"] == [float("inf"), float("-inf")]
+    assert step.loss != step.loss and step.loss_by_codebook == [float("inf"), float("-inf")]
 
 
 def test_the_trace_of_a_run_that_ended_early(run_dir: Path) -> None:
@@ -341,7 +341,7 @@ def test_the_trace_of_a_run_that_ended_early(run_dir: Path) -> None:
     path.write_text("".join(whole[:5]) + whole[5][:40])
     assert "is the trace truncated?" in error_of(run_dir, "trace")
     trace = load_run(run_dir).partial_trace
-    assert len(trace.steps) == 2 and not trace.complete and trace.end == {}
+    assert len(trace.steps) == 2 and not trace.complete and not trace.has("end")
     path.write_text(whole[0][:50])
     assert "no header" in error_of(run_dir, "partial_trace")
 
@@ -505,7 +505,7 @@ class TestFailure:
 def test_the_id_that_was_asked_for_counts_not_the_status_s(run_dir: Path) -> None:
     edit_json(run_dir / "train_status.json", lambda value: value.update(run_id=OTHER))
     run = load_run(run_dir, run_id=RUN_ID)
-    assert run.environment["run_id"] == run.trace.header["run_id"] == RUN_ID
+    assert run.environment["run_id"] == run.trace.header.run_id == RUN_ID
     with pytest.raises(EvidenceError, match="of this run"):
         run.status  # noqa: B018
 
@@ -556,9 +556,10 @@ def test_files_in_other_places(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "train_status.json").rename(tmp_path / "status.json")
     (run_dir / "knowledge_audio").rename(tmp_path / "audio")
     run = load_run(
-        run_dir, status_path=tmp_path / "status.json", manifest_path=tmp_path / "audio/voice_dataset_manifest.json"
+        run_dir,
+        places={"status": tmp_path / "status.json", "manifest": tmp_path / "audio/voice_dataset_manifest.json"},
     )
-    assert run.status["status"] == "completed" and run.manifest_problems() == []
+    assert run.status.status == "completed" and run.manifest_problems() == []
 
 
 def test_messages_are_one_printable_line(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from run_directory import edit_trace, write_run
 
 from harness.evidence import (
     EvidenceError,
+    NotApplicable,
     RunEvidence,
+    Status,
     Trace,
     checkpoint_agrees,
     end_agrees,
@@ -24,6 +27,7 @@ from harness.evidence import (
     rounding_agrees,
     tokens_agree,
 )
+from harness.evidence.formats import Tensor
 
 Values = dict[str, Any]
 
@@ -34,11 +38,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
 
 
 def test_a_whole_run_agrees(run: RunEvidence) -> None:
-    assert loss_agrees(run.status, run.report, run.trace) == finite_loss(run.status) == run.trace.end["loss"]
-    assert len(run.run_ids()) == 6 and one_run_id(run.run_ids()) == run.status["run_id"]
-    assert (
-        checkpoint_agrees(run.checkpoint, run.checkpoint_sidecar, run.status) == run.status["checkpoint_tensor_digest"]
-    )
+    assert loss_agrees(run.status, run.report, run.trace) == finite_loss(run.status.loss) == run.trace.end.loss
+    assert len(run.run_ids()) == 6 and one_run_id(run.run_ids()) == run.status.run_id
+    assert checkpoint_agrees(run.checkpoint, run.checkpoint_sidecar, run.status) == run.status.checkpoint_tensor_digest
     assert tokens_agree(run.tokens, run.trace) == run.tokens_digest()
     assert run.checkpoint_float64 is not None
     rounding_agrees(run.checkpoint, run.checkpoint_float64)
@@ -49,21 +51,29 @@ def test_a_whole_run_agrees(run: RunEvidence) -> None:
     "loss", [None, True, False, "2.5", "nan", "0x1p0", [2.5], {}, float("nan"), float("inf"), -float("inf")]
 )
 def test_a_loss_that_is_no_finite_number(run: RunEvidence, loss: object) -> None:
-    status = {**run.status, "loss": loss}
     with pytest.raises(EvidenceError, match=r"train_status\.json: loss: found .*, expected a finite number"):
-        finite_loss(status)
+        finite_loss(loss)
     with pytest.raises(EvidenceError):
-        loss_agrees(status, run.report, run.trace)
+        loss_agrees(structs.replace(run.status, loss=loss), run.report, run.trace)
 
 
 def test_a_loss_that_is_missing(run: RunEvidence) -> None:
-    status = {key: value for key, value in run.status.items() if key != "loss"}
-    with pytest.raises(EvidenceError, match="loss: found no such key"):
-        finite_loss(status)
+    with pytest.raises(NotApplicable, match="status has no loss"):
+        loss_agrees(Status(status="completed", run_id="r"), run.report, run.trace)
 
 
 def test_a_loss_may_be_a_whole_number_or_zero() -> None:
-    assert finite_loss({"loss": 2}) == 2.0 and finite_loss({"loss": 0.0}) == 0.0
+    assert finite_loss(2) == 2.0 and finite_loss(0.0) == 0.0
+
+
+def changed(trace: Trace, **parts: Any) -> Trace:
+    """The trace with other steps, or with another part; without it, where that is None."""
+    other = Trace(trace.path)
+    other.steps = parts.get("steps", trace.steps)
+    for part in ("header", "tokens", "start", "end"):
+        if (value := parts.get(part, getattr(trace, part)) if part in parts or trace.has(part) else None) is not None:
+            setattr(other, part, value)
+    return other
 
 
 @pytest.mark.parametrize("text", ["none", "nan", "true", "2.5", "", "1_0", "inf", " 2.5", "9" * 400])
@@ -78,12 +88,12 @@ def test_a_report_without_a_loss(run: RunEvidence) -> None:
 
 
 def test_a_report_may_write_the_loss_as_hex(run: RunEvidence) -> None:
-    assert loss_agrees(run.status, {**run.report, "loss": run.status["loss"].hex()}, run.trace) == run.status["loss"]
+    assert loss_agrees(run.status, {**run.report, "loss": run.status.loss.hex()}, run.trace) == run.status.loss
 
 
 def test_a_report_may_write_a_loss_with_forty_characters_and_no_more(run: RunEvidence) -> None:
-    text = repr(run.status["loss"]).ljust(40, "0")
-    assert loss_agrees(run.status, {**run.report, "loss": text}, run.trace) == run.status["loss"]
+    text = repr(run.status.loss).ljust(40, "0")
+    assert loss_agrees(run.status, {**run.report, "loss": text}, run.trace) == run.status.loss
     with pytest.raises(EvidenceError, match=r"train_report\.txt: loss"):
         loss_agrees(run.status, {**run.report, "loss": text + "0"}, run.trace)
 
@@ -91,19 +101,18 @@ def test_a_report_may_write_a_loss_with_forty_characters_and_no_more(run: RunEvi
 @pytest.mark.parametrize("where", ["end", "last step"])
 @pytest.mark.parametrize("change", [lambda loss: np.nextafter(loss, 9.0).item(), lambda loss: float("nan")])
 def test_a_trace_with_another_loss(run: RunEvidence, where: str, change: Callable[[float], float]) -> None:
-    end, steps = dict(run.trace.end), [dict(step) for step in run.trace.steps]
-    part = end if where == "end" else steps[-1]
-    part["loss"] = change(part["loss"])
+    end, last = (structs.replace(part, loss=change(part.loss)) for part in (run.trace.end, run.trace.steps[-1]))
+    parts: Values = {"end": end} if where == "end" else {"steps": [*run.trace.steps[:-1], last]}
     with pytest.raises(EvidenceError, match=r"trace\.jsonl"):
-        loss_agrees(run.status, run.report, replace(run.trace, end=end, steps=steps))
+        loss_agrees(run.status, run.report, changed(run.trace, **parts))
 
 
 def test_a_trace_of_nothing(run: RunEvidence) -> None:
-    for trace in (replace(run.trace, steps=[]), replace(run.trace, end={})):
+    for trace in (changed(run.trace, steps=[]), changed(run.trace, end=None)):
         with pytest.raises(EvidenceError, match="expected a whole trace"):
             loss_agrees(run.status, run.report, trace)
     with pytest.raises(EvidenceError, match="expected a whole trace"):
-        end_agrees(run.checkpoint, replace(run.trace, end={}))
+        end_agrees(run.checkpoint, changed(run.trace, end=None))
 
 
 def test_run_ids_that_differ() -> None:
@@ -123,17 +132,19 @@ def test_run_ids_that_differ() -> None:
         ({}, {"checkpoint_sha256": "0" * 64}),
         ({}, {"checkpoint_tensor_digest": "0" * 64}),
         ({"tensors": {}}, {}),
-        ({"tensors": {"0.gate": {"dtype": "float32", "shape": [4]}}}, {}),
+        ({"tensors": {"0.gate": Tensor("float32", [4])}}, {}),
     ],
 )
 def test_a_checkpoint_that_is_not_what_it_is_said_to_be(run: RunEvidence, sidecar: Values, status: Values) -> None:
     with pytest.raises(EvidenceError, match=r"\.pt: .*, as "):
-        checkpoint_agrees(run.checkpoint, {**run.checkpoint_sidecar, **sidecar}, {**run.status, **status})
+        said = structs.replace(run.checkpoint_sidecar, **sidecar), structs.replace(run.status, **status)
+        checkpoint_agrees(run.checkpoint, *said)
 
 
-@pytest.mark.parametrize("entry", [{"dtype": "float64", "shape": [8, 3]}, {"dtype": "float32", "shape": [3, 8]}])
-def test_a_tensor_that_is_not_what_it_is_said_to_be(run: RunEvidence, entry: Values) -> None:
-    sidecar = {**run.checkpoint_sidecar, "tensors": {**run.checkpoint_sidecar["tensors"], "0.taps": entry}}
+@pytest.mark.parametrize("entry", [Tensor("float64", [8, 3]), Tensor("float32", [3, 8])])
+def test_a_tensor_that_is_not_what_it_is_said_to_be(run: RunEvidence, entry: Tensor) -> None:
+    tensors = {**run.checkpoint_sidecar.tensors, "0.taps": entry}
+    sidecar = structs.replace(run.checkpoint_sidecar, tensors=tensors)
     with pytest.raises(EvidenceError, match=r"0\.taps: found \('float32', \[8, 3\]\), expected"):
         checkpoint_agrees(run.checkpoint, sidecar, run.status)
 
@@ -170,11 +181,12 @@ def test_tokens_that_are_not_the_traces(tmp_path: Path, edit: Callable[[list[Val
 
 
 def changed_end(trace: Trace, **parts: Values) -> Trace:
-    return replace(trace, end={**trace.end, **{key: {**trace.end[key], **value} for key, value in parts.items()}})
+    values = {key: {**getattr(trace.end, key), **value} for key, value in parts.items()}
+    return changed(trace, end=structs.replace(trace.end, **values))
 
 
 def test_an_end_that_is_not_the_checkpoints(run: RunEvidence) -> None:
-    norm, projections = run.trace.end["param"]["0.taps"], run.trace.end["sketch"]["0.taps"]
+    norm, projections = run.trace.end.param["0.taps"], run.trace.end.sketch["0.taps"]
     end_agrees(run.checkpoint, changed_end(run.trace, param={"0.taps": norm * (1 + 1e-7)}))
     for wrong in (norm * (1 + 1e-5), float("nan"), float("inf")):
         with pytest.raises(EvidenceError, match=r"0\.taps: norm: found"):
@@ -187,10 +199,10 @@ def test_an_end_that_is_not_the_checkpoints(run: RunEvidence) -> None:
 
 
 def test_an_end_without_sketches_is_held_against_the_norm_of_each_tensor(run: RunEvidence) -> None:
-    end = {key: value for key, value in run.trace.end.items() if key != "sketch"}
-    end_agrees(run.checkpoint, replace(run.trace, end=end))
-    for name, norm in end["param"].items():
-        wrong = replace(run.trace, end={**end, "param": {**end["param"], name: 2 * norm}})
+    bare = changed(run.trace, end=structs.replace(run.trace.end, sketch={}))
+    end_agrees(run.checkpoint, bare)
+    for name, norm in run.trace.end.param.items():
+        wrong = changed_end(bare, param={name: 2 * norm})
         with pytest.raises(EvidenceError, match=f"{name}: norm: found"):
             end_agrees(run.checkpoint, wrong)
 

@@ -5,34 +5,33 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import pytest
+from msgspec import Meta, Struct
 
-from harness.evidence import CONTRACT_KEYS, REPORT_KEYS, EvidenceError, check_report_keys, parse_json, parse_report
+from harness.evidence import (
+    CONTRACT_KEYS,
+    REPORT_KEYS,
+    EvidenceError,
+    check_report_keys,
+    load_run,
+    parse_json,
+    parse_report,
+)
 from harness.evidence.errors import mismatch, one_line, show
-from harness.evidence.report import read_report
 from harness.evidence.strict import (
-    COUNT,
-    FLAG,
-    HEX16,
-    HEX_FLOAT,
-    NULL,
-    NUMBER,
-    OBJECT,
-    POSITIVE,
-    SHA256,
-    TEXT,
-    Kind,
-    choice,
-    constant,
-    dict_of,
-    either,
-    list_of,
-    read_as,
+    Count,
+    Hex16,
+    HexFloat,
+    NotFinite,
+    Number,
+    Positive,
+    Sha256,
+    Text,
+    as_struct,
     read_bytes,
-    read_json,
-    record,
+    read_struct,
 )
 
 
@@ -124,15 +123,15 @@ class TestFiles:
         (tmp_path / "a").write_text("{}")
         monkeypatch.setattr("harness.evidence.strict.parse_json", fail)
         with pytest.raises(EvidenceError, match="more values than memory holds"):
-            read_json(tmp_path / "a", OBJECT, "it")
+            read_struct(tmp_path / "a", dict, "it")
 
     def test_json_and_reports_have_limits(self, tmp_path: Path) -> None:
         with (tmp_path / "a").open("wb") as file:
             file.truncate(1 << 40)
         with pytest.raises(EvidenceError, match="at most 16,777,216 bytes"):
-            read_json(tmp_path / "a", OBJECT, "it")
+            read_struct(tmp_path / "a", dict, "it")
         with pytest.raises(EvidenceError, match="at most 1,048,576 bytes"):
-            read_report(tmp_path / "a")
+            _ = load_run(tmp_path, places={"report": tmp_path / "a"}).report
 
 
 class TestJson:
@@ -171,41 +170,45 @@ class TestJson:
 
 
 DIGITS = "0123456789abcdef"
-FIELDS = record({"a": COUNT}, {"b": dict_of(list_of(TEXT, 2))})
+EMPTY = "found text '', expected text"
 
 
-class TestKinds:
+class Fields(Struct):
+    """A struct for these tests."""
+
+    a: Count
+    b: Annotated[dict[str, Annotated[list[Text], Meta(min_length=2, max_length=2)]], Meta(min_length=1)] = {}
+
+
+class TestStructs:
     @pytest.mark.parametrize(
         ("kind", "good", "bad"),
         [
-            (TEXT, ["a"], ["", 1, None]),
-            (FLAG, [True, False], [0, 1, "true"]),
-            (COUNT, [0, 1], [-1, 0.0, True, "0"]),
-            (POSITIVE, [1, 2], [0, -1, 1.0, True, "1"]),
-            (NUMBER, [0, -1, 0.5], [True, "1", None]),
-            (NULL, [None], [0, "", False]),
-            (HEX_FLOAT, ["0x1.0000000000000p+0", "nan"], ["1.0", 1.0, "0x1p0", "0x1.0000000000000p+5000"]),
-            (SHA256, [DIGITS * 4], [DIGITS * 4 + "0", "F" * 64, 1]),
-            (HEX16, [DIGITS], [DIGITS[1:], "F" * 16, 1]),
-            (OBJECT, [{}, {"a": 1}], [[], None]),
-            (constant(False), [False], [0, True, None]),
-            (constant("x"), ["x"], ["y", None]),
-            (choice("x", "y"), ["x", "y"], ["z", 1, ["x"]]),
-            (either(TEXT, NULL), ["a", None], ["", 0]),
-            (list_of(COUNT), [[], [0, 1]], [{}, None, [-1]]),
-            (list_of(COUNT, 2), [[0, 1]], [[], [0], [0, 1, 2], [0, "1"], {"a": 1, "b": 2}]),
-            (dict_of(COUNT), [{"a": 0}], [{}, {"a": -1}, [], ["a"]]),
-            (FIELDS, [{"a": 0}, {"a": 0, "b": {"c": ["x", "y"]}}, {"a": 0, "more": []}], [{}, {"b": {}}, [], None]),
+            (Text, ["a"], ["", 1, None]),
+            (bool, [True, False], [0, 1, "true"]),
+            (Count, [0, 1], [-1, 0.0, True, "0"]),
+            (Positive, [1, 2], [0, -1, 1.0, True, "1"]),
+            (Number, [0, -1, 0.5], [True, "1", None]),
+            (None, [None], [0, "", False]),
+            (HexFloat, ["0x1.0000000000000p+0", "nan"], ["1.0", 1.0, "0x1p0", "0x1.0000000000000p+5000"]),
+            (Sha256, [DIGITS * 4], [DIGITS * 4 + "0", DIGITS * 4 + "\n", "F" * 64, 1]),
+            (Hex16, [DIGITS], [DIGITS[1:], "F" * 16, 1]),
+            (dict[str, Any], [{}, {"a": 1}], [[], None]),
+            (Literal[False], [False], [0, True, None]),
+            (Literal["x"], ["x"], ["y", None]),
+            (Literal["x", "y"], ["x", "y"], ["z", 1, ["x"]]),
+            (Text | None, ["a", None], ["", 0]),
+            (list[Count], [[], [0, 1]], [{}, None, [-1]]),
+            (Fields, [{"a": 0}, {"a": 0, "b": {"c": ["x", "y"]}}, {"a": 0, "more": []}], [{}, {"b": {}}, [], None]),
         ],
     )
-    def test_takes_its_own_values_and_no_others(self, kind: Kind, good: list[Any], bad: list[Any]) -> None:
+    def test_take_their_own_values_and_no_others(self, kind: Any, good: list[Any], bad: list[Any]) -> None:
         for value in good:
-            found = read_as(kind, value, "here")
-            if kind is not HEX_FLOAT:
-                assert found == value and type(found) is type(value)
+            found = as_struct(value, kind, "here")
+            assert kind in (HexFloat, Fields) or (found == value and type(found) is type(value))
         for value in bad:
             with pytest.raises(EvidenceError):
-                read_as(kind, value, "here")
+                as_struct(value, kind, "here")
 
     @pytest.mark.parametrize(
         ("value", "says"),
@@ -216,16 +219,29 @@ class TestKinds:
             ({"a": 0, "b": {}}, "here: b: found an object with 0 keys, expected an object that is not empty"),
             ({"a": 0, "b": {"c": ["x"]}}, "here: b.c: found a list of 1, expected a list of 2 items"),
             ({"a": 0, "b": {"c": ["x", 5]}}, "here: b.c[1]: found 5, expected text"),
+            ({"a": 0, "b": {f"k{n}": ["x", "y" * (n != 7)] for n in range(20)}}, f"here: b.k7[1]: {EMPTY}"),
+            ({"a": 0, "b": {"x`.y[3] - at `$.a": ["x", ""]}}, f"here: b.x`.y[3] - at `$.a[1]: {EMPTY}"),
         ],
     )
-    def test_names_the_field_what_was_found_and_what_was_expected(self, value: object, says: str) -> None:
+    def test_name_the_field_what_was_found_and_what_was_expected(self, value: object, says: str) -> None:
         with pytest.raises(EvidenceError) as error:
-            read_as(FIELDS, value, "here")
+            as_struct(value, Fields, "here")
         assert str(error.value) == says
 
-    def test_a_list_of_any_length_is_called_so(self) -> None:
-        with pytest.raises(EvidenceError, match=r"^here: found 3, expected a list or null$"):
-            read_as(either(list_of(COUNT), NULL), 3, "here")
+    @pytest.mark.parametrize(
+        ("kind", "value", "says"),
+        [
+            (list[Count] | None, 3, "found 3, expected a list or null"),
+            (NotFinite | None, "x - at `$.y", "found text 'x - at `$.y', expected one of -inf, inf, nan or null"),
+            (Number | None, True, "found true, expected a number or null"),
+            (Literal["x", "y"], "z", "found text 'z', expected one of x, y"),
+            (Count | None, -1, "found -1, expected a whole number of at least 0 or null"),
+        ],
+    )
+    def test_of_several_kinds_name_each(self, kind: Any, value: object, says: str) -> None:
+        with pytest.raises(EvidenceError) as error:
+            as_struct({"a": value}, dict[str, kind], "here")
+        assert str(error.value) == f"here: a: {says}"
 
 
 class TestReports:

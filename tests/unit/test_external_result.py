@@ -9,7 +9,7 @@ import pytest
 from toy_lane import Toy, edit_steps
 
 from harness.baselines.result import result_of_run
-from harness.evidence import EvidenceError, ExternalEvidence, load_run
+from harness.evidence import EvidenceError, RunEvidence, load_run
 from harness.lanes import ExternalProcess, parse_lane
 
 COPY = """
@@ -21,14 +21,14 @@ for name in ("trace.jsonl", "out.pt", "status.json"):
 STATUS = '{"status": "completed", "loss": 0.5}'
 
 
-def external(tmp_path: Path, *gives: str, edit: Any = None) -> ExternalEvidence:
+def external(tmp_path: Path, *gives: str, edit: Any = None) -> RunEvidence:
     """An external lane that leaves the trace and the checkpoint of a toy; `edit` changes the trace's lines."""
     toy = Toy().run(tmp_path / "toy")
     if edit is not None:
         edit_steps(toy.run_dir, edit)
     given = tmp_path / "given"
     given.mkdir()
-    toy.trace_path.rename(given / "trace.jsonl")
+    toy.path_of("trace").rename(given / "trace.jsonl")
     toy.checkpoint_path.rename(given / "out.pt")
     (given / "status.json").write_text(STATUS)
     (tmp_path / "lane.py").write_text(COPY)
@@ -36,7 +36,7 @@ def external(tmp_path: Path, *gives: str, edit: Any = None) -> ExternalEvidence:
     table = {"command": ["{python}", "lane.py"], "code": ["lane.py"], **{name: files[name] for name in gives}}
     process = ExternalProcess(parse_lane("mine", table, tmp_path), tmp_path / "artifacts" / "mine")
     evidence = load_run(process.wait().run_dir, run_id=process.run_id)
-    assert isinstance(evidence, ExternalEvidence) and evidence.failure() is None
+    assert evidence.failure() is None
     return evidence
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from harness import lanes
 from harness.base.files import PAGE_MARK, atomic_write, write_json
-from harness.evidence import EvidenceError, ExternalEvidence, NotApplicable, load_run
-from harness.evidence.external import RUN_FILE
+from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
+from harness.evidence.record import RUN_FILE
 from harness.lanes import (
     ExternalProcess,
     LaneTableError,
@@ -79,14 +79,12 @@ def test_lanes_of_a_project(tmp_path: Path) -> None:
         read_lanes(tmp_path)
 
 
-def run(tmp_path: Path, script: str, **table: Any) -> ExternalEvidence:
+def run(tmp_path: Path, script: str, **table: Any) -> RunEvidence:
     """Run a lane that is a few lines of Python, in `tmp_path`."""
     (tmp_path / "lane.py").write_text(script)
     lane = parse_lane("mine", {"command": ["{python}", "lane.py"], **table}, tmp_path)
     process = ExternalProcess(lane, tmp_path / "artifacts" / "mine")
-    evidence = load_run(process.wait().run_dir, run_id=process.run_id)
-    assert isinstance(evidence, ExternalEvidence)
-    return evidence
+    return load_run(process.wait().run_dir, run_id=process.run_id)
 
 
 def test_what_a_run_leaves_is_copied_and_told(tmp_path: Path) -> None:
@@ -102,15 +100,16 @@ def test_what_a_run_leaves_is_copied_and_told(tmp_path: Path) -> None:
     }
     found = run(tmp_path, script, **table)
     assert found.failure() is None
-    assert found.status["loss"] == 0.5 and found.status["settings"]["command"] == "{python} lane.py"
+    assert found.status.loss == 0.5 and (found.status.settings or {})["command"] == "{python} lane.py"
     assert found.report == {"loss": "0.5"}
     assert "at least one file" in found.manifest_problems()[0]
     with pytest.raises(NotApplicable, match="gives no trace"):
         _ = found.trace
     with pytest.raises(NotApplicable, match="has no sanitized_logits"):
-        _ = found.status["sanitized_logits"]
-    facts = found.facts
-    assert (facts["lane"], facts["promotable"]) == ("experimental", False)
+        _ = found.status.sanitized_logits
+    assert (found.record.lane, found.record.promotable) == ("experimental", False)
+    left = {"lane.log", "train_report.txt", "train_status.json", "voice_dataset_manifest.json"}
+    assert found.record.left.keys() == left and found.record.work.keys() == {"m.json"}
 
 
 @pytest.mark.parametrize(
@@ -226,8 +225,9 @@ def test_python_is_this_one(tmp_path: Path) -> None:
     assert (found.run_dir / "lane.log").read_text().strip() == sys.executable
 
 
-def earlier_run(folder: Path) -> Path:
+def earlier_run(folder: Path, record: str = RUN_FILE) -> Path:
     """What an earlier run of another lane, and the session that judged it, left."""
+    schema, told = {RUN_FILE: ("lane_run/1", "left"), "external_run.json": ("external_run/1", "files")}[record]
     run_dir = folder / "run"
     (run_dir / "work").mkdir(parents=True)
     (run_dir / "work" / "scratch.bin").write_bytes(b"the lane's own")
@@ -235,7 +235,7 @@ def earlier_run(folder: Path) -> Path:
         (run_dir / name).write_text(f"the run's {name}")
     listed = {path.name: file_sha256(path) for path in run_dir.iterdir() if path.is_file()}
     boundary = {"lane": "experimental", "promotable": False}
-    write_json(run_dir / RUN_FILE, {"schema": "external_run/1", **boundary, "run_id": "a", "files": listed})
+    write_json(run_dir / record, {"schema": schema, **boundary, "run_id": "a", told: listed})
     write_json(run_dir / "gates.json", {"schema": "gates/1", **boundary})
     return run_dir
 
@@ -247,9 +247,12 @@ def test_a_further_run_removes_the_earlier_one(tmp_path: Path) -> None:
     lanes._remove_run(link)
     assert [path.name for path in run_dir.iterdir()] == [RUN_FILE] and link.is_symlink()
     run_dir = earlier_run(tmp_path / "killed")
-    write_json(run_dir / RUN_FILE, {"schema": "external_run/1", "lane": "experimental", "promotable": False})
+    write_json(run_dir / RUN_FILE, {"schema": "lane_run/1", "lane": "experimental", "promotable": False, "run_id": "a"})
     lanes._remove_run(run_dir)
     assert [path.name for path in run_dir.iterdir()] == [RUN_FILE]  # which the next run replaces
+    run_dir = earlier_run(tmp_path / "before", "external_run.json")  # from before there was run.json
+    lanes._remove_run(run_dir)
+    assert not [path.name for path in run_dir.iterdir() if path.name != "external_run.json"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +265,7 @@ def test_a_further_run_removes_the_earlier_one(tmp_path: Path) -> None:
         ("deeper/notes.txt", "mine"),
         ("listen/notes.txt", "mine"),
         ("gates.json", '{"schema": "mine/1"}'),
-        (RUN_FILE, '{"schema": "external_run/1"}'),
+        (RUN_FILE, '{"schema": "lane_run/1"}'),
         ("link", None),
     ],
 )

@@ -134,7 +134,7 @@ def test_what_nothing_was_recorded_for_has_a_place(gates: Make, store: Store) ->
 @pytest.mark.parametrize("update", [False, True])
 def test_a_run_that_cannot_be_read_has_every_part_and_no_place(gates: Make, store: Store, update: bool) -> None:
     session = gates(TOY, update=update, reason=REASON)
-    session.evidence.trace_path.unlink()
+    session.evidence.path_of("trace").unlink()
     assert session.parts() == PARTS and session.location == store.root / "none.json"
     assert not any(map(session.holds, PARTS))
     with pytest.raises(RecordRefused, match=r"the run is no good, and a failed run is never recorded: .*trace\.jsonl"):

@@ -446,7 +446,7 @@ def test_the_next_command_leads_to_gates_from_every_state(tmp_path: Path, monkey
     assert judging(run) == f"python3 -m harness run --lane-evidence='{run}'"
     other = tmp_path / "artifacts" / "mine"
     other.mkdir(parents=True)
-    (other / "external_run.json").write_text("{}")
+    (other / "run.json").write_text("{}")
     assert judging(other) == f"pytest -m smoke --lane-evidence={other}"
     assert judging(other.parent) == f"python3 -m harness summary {other}"
     monkeypatch.chdir(tmp_path)  # a relative path is of here, and `harness run` works elsewhere
