@@ -41,7 +41,9 @@ def external(tmp_path: Path, *gives: str, edit: Any = None) -> RunEvidence:
 
 
 def test_a_trace_and_a_checkpoint_are_the_result(tmp_path: Path) -> None:
-    result = result_of_run(external(tmp_path, "trace", "checkpoint"))
+    evidence = external(tmp_path, "trace", "checkpoint")
+    result = result_of_run(evidence)
+    assert result_of_run(evidence, partial=True) is result, "of one run there is one result"
     assert (result.key.lane, result.key.mode, len(result.steps), len(result.tensors)) == ("mine", "external", 6, 3)
     assert set(result.end_losses) == {f"evaluation loss{end}" for end in ("", ", codebook 0", ", codebook 1")}
     assert result.unreadable == {}

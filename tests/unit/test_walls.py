@@ -58,6 +58,17 @@ def test_collecting_the_suite_imports_no_torch() -> None:
     assert int(lines[0].split()[2]) > 50
 
 
+def test_one_evidence_class_reads_every_lanes_run() -> None:
+    """Nothing that reads or judges a run asks whose lane it is."""
+    read = [
+        path for part in ("evidence", "baselines", "present", "gates") for path in (ROOT / "harness" / part).glob("*")
+    ]
+    classes = [node.name for path in read if path.suffix == ".py" for node in ast.walk(ast.parse(path.read_text()))
+               if isinstance(node, ast.ClassDef) and node.name.endswith("Evidence")]  # fmt: skip
+    assert classes == ["RunEvidence"]
+    assert not [path for path in read if path.suffix == ".py" and "is_external" in path.read_text()]
+
+
 def test_smoke_is_for_the_gates_alone() -> None:
     """`pytest -m smoke` collects tests/smoke and nothing else (conftest.py): the marker elsewhere would be lost."""
     marked = [
