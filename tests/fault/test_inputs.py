@@ -29,6 +29,7 @@ from run_directory import write_run
 from harness.lane.audio import inspect_audio
 from harness.lane.errors import LaneError
 from harness.lane.resample import Resampler
+from harness.numerics.processor import ATEN
 
 if TYPE_CHECKING:
     from harness.lane import tokens as lane_tokens
@@ -565,7 +566,7 @@ MISTYPED = {
     "setting_unknown": {"LANE_STEP": "5"},
     "audio_missing": {"AUDIO_PATH": "no/such.wav"},
     "model_missing": {"LANE_MODEL": "no/such/model", "LANE_NUMERICS": "universal"},
-    "processor_lacks_kernels": {"ATEN_CPU_CAPABILITY": "avx2" if platform.machine() == "aarch64" else "sve"},
+    "processor_lacks_kernels": {ATEN: "avx2" if platform.machine() == "aarch64" else "sve"},
 }
 
 

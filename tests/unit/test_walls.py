@@ -66,13 +66,3 @@ def test_smoke_is_for_the_gates_alone() -> None:
         if "mark.smoke" in path.read_text() and path.parent.name != "smoke" and path != Path(__file__)
     ]
     assert not marked
-
-
-def test_readme_has_the_settings_table() -> None:
-    from harness.lane.settings import settings_table
-
-    text = (ROOT / "README.md").read_text()
-    found = text.partition("<!-- settings -->\n")[2].partition("\n<!-- /settings -->")[0]
-    assert found == settings_table(), (
-        "README.md is behind: paste what `python3 -m harness.lane --settings-table` prints"
-    )
