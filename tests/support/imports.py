@@ -6,6 +6,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+LOADED = pytest.StashKey[frozenset[str]]()  # the modules that were loaded when the tests had been collected
 ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "?"  # imported by a name that is made while the program runs
 

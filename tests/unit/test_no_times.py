@@ -15,20 +15,19 @@ ORDERS = ast.Lt | ast.LtE | ast.Gt | ast.GtE
 
 def times_asserted(source: str) -> list[int]:
     """The lines of assertions that one thing which comes from a clock is smaller or greater than another."""
-    tree = ast.parse(source)
-    timed: set[str] = set()
-    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AugAssign | ast.NamedExpr)]
-    while found := {name for node in assigned if _is_timed(node.value, timed) for name in _targets(node)} - timed:
-        timed |= found
-    return [
-        compare.lineno
-        for check in ast.walk(tree)
+    nodes = list(ast.walk(ast.parse(source)))
+    compared = [
+        compare
+        for check in nodes
         if isinstance(check, ast.Assert)
         for compare in ast.walk(check.test)
-        if isinstance(compare, ast.Compare)
-        and any(isinstance(order, ORDERS) for order in compare.ops)
-        and any(_is_timed(side, timed) for side in (compare.left, *compare.comparators))
+        if isinstance(compare, ast.Compare) and any(isinstance(order, ORDERS) for order in compare.ops)
     ]
+    timed: set[str] = set()
+    assigned = [node for node in nodes if compared and isinstance(node, ast.Assign | ast.AugAssign | ast.NamedExpr)]
+    while found := {name for node in assigned if _is_timed(node.value, timed) for name in _targets(node)} - timed:
+        timed |= found
+    return [one.lineno for one in compared if any(_is_timed(side, timed) for side in (one.left, *one.comparators))]
 
 
 def _targets(node: ast.Assign | ast.AugAssign | ast.NamedExpr) -> set[str]:
