@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,17 +153,27 @@ def test(arguments: list[str]) -> int:
         ("ruff format", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
     ]
-    failed = []
+    failed: list[str] = []
+    took: list[str] = []
     for name, words in checks:
-        print(f"== {name}", flush=True)
-        if run_child([setup.python, "-m", *words], child) != 0:
+        if _timed(name, [setup.python, "-m", *words], child, took) != 0:
             failed.append(name)
-    print("== pytest", flush=True)
     # Two processes, each file in one of them; `-n 0` among the arguments is one process, as with plain pytest.
-    code = run_child([setup.python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments], child)
+    options = ["-n", "2", "--dist", "loadfile", "--durations", "10"]
+    code = _timed("pytest", [setup.python, "-m", "pytest", *options, *arguments], child, took)
+    print(f"== {', '.join(took)}", flush=True)
     if failed:
         print(f"Failed besides the tests: {', '.join(failed)} (see above)", file=sys.stderr)
     return code or (EXIT_CHECK_FAILED if failed else 0)
+
+
+def _timed(name: str, command: Sequence[str | Path], environ: dict[str, str], took: list[str]) -> int:
+    """Run one part of the test under a heading; ``took`` is told how long it was."""
+    print(f"== {name}", flush=True)
+    started = time.monotonic()
+    code = run_child(command, environ)
+    took.append(f"{name} {time.monotonic() - started:.0f} s")
+    return code
 
 
 def call_in_setup(name: str, arguments: list[str], function: Callable[[], int]) -> int:

@@ -593,7 +593,7 @@ def check(environment: Mapping[str, str]) -> LaneError | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the lane with the settings of this process's environment; returns the exit code."""
     let_warnings_be_warnings()
-    variables = "\n".join(f"  {name:28} {default:32} {meaning}" for name, (default, meaning) in VARIABLES.items())
+    variables = "\n".join(f"  {name:28} {one.shown_default():32} {one.meaning}" for name, one in VARIABLES.items())
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in EXIT_CODES.items())
     parser = argparse.ArgumentParser(
         prog="python3 -m harness.lane",

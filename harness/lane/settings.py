@@ -1,14 +1,17 @@
 """Every setting of the lane: its variable, its default, what it accepts. A value that is not understood is an error."""
 
+# ruff: noqa: RUF009 (a field's metadata is no shared default)
+
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import math
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +19,168 @@ from harness.lane.errors import LaneError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED_MODEL = REPOSITORY / "data" / "musicgen_nano"
-SHIPPED_SOURCE = REPOSITORY / "data" / "knowledge_audio_source"
 NUMERIC_MODES = ("universal", "portable", "native")
+Reader = Callable[[str], Any]
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("one line of text")
+    return value
+
+
+def _line(value: str) -> str:
+    if "\n" in _text(value):
+        raise ValueError("one line of text")
+    return value
+
+
+def _utf8(value: str) -> str:
+    if any("\udc80" <= c <= "\udcff" for c in _line(value)):  # what bytes that are no UTF-8 come as
+        raise ValueError("text in UTF-8")
+    return value
+
+
+def absolute(path: str | Path) -> Path:
+    """``path`` from the current directory, not following links (so that messages show what the user wrote)."""
+    return Path.cwd() / Path(path)
+
+
+def _path(value: str) -> Path:
+    return absolute(_text(value))
+
+
+def _folder(value: str) -> Path:
+    return absolute(_line(value))
+
+
+def _model(value: str) -> str:
+    directory = absolute(_line(value))
+    return str(directory.resolve()) if directory.is_dir() else value
+
+
+def _flag(value: str) -> bool:
+    word = value.strip().lower()
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("1 or 0")
+    return word in ("1", "true", "yes", "on")
+
+
+def _one_of(*choices: str) -> Reader:
+    def read(value: str) -> str:
+        if value.strip() not in choices:
+            raise ValueError(" or ".join(choices))
+        return value.strip()
+
+    return read
+
+
+def _whole(low: int, high: int, word: str = "") -> Reader:
+    """A whole number; None for ``word``."""
+    accepted = f"{word}, or a " if word else "a "
+
+    def read(value: str) -> int | None:
+        text = value.strip()
+        if word and text == word:
+            return None
+        if len(text) > 20 or not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"{accepted}whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _number(low: float, high: float) -> Reader:
+    def read(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return number
+
+    return read
 
 
 @dataclass(frozen=True)
+class Variable:
+    """An environment variable that is a setting. ``read`` turns its text into the value, or raises ValueError with what
+    is accepted. ``default`` is read in the same way: one text, or the shipped model's and every other model's."""
+
+    name: str
+    read: Reader
+    default: str | tuple[str, str]
+    meaning: str
+    changes_result: bool = False  # what is computed, and not only where, when or how fast
+
+    def default_for(self, shipped: bool) -> str:
+        return self.default if isinstance(self.default, str) else self.default[0 if shipped else 1]
+
+    def shown_default(self) -> str:
+        return self.default if isinstance(self.default, str) else " or ".join(self.default)
+
+
+def _setting(*arguments: Any, **more: Any) -> Any:
+    return field(metadata={"variable": Variable(*arguments, **more)})
+
+
+_result = functools.partial(_setting, changes_result=True)
+
+
+# fmt: off
+@dataclass(frozen=True)
 class Settings:
-    """The settings of one run, checked. Paths are absolute."""
+    """The settings of one run, checked; paths are absolute. Here alone stand each one's variable, what is accepted, its
+    default and what it is: ``read_settings``, ``--help`` and the README's table are made from it."""
 
-    run_dir: Path  # everything the run leaves behind lies here
-    run_id: str  # the same in every file of the run
-
-    clear_previous_artifacts: bool  # remove the report, log and environment of an earlier run first
-    reset_train_outputs: bool  # remove status, tokens, trace and checkpoint of an earlier run first
-    run_prepare: bool  # stage the audio and write the manifest; otherwise use the manifest that is there
-    run_train: bool  # train; otherwise stop after prepare
-
-    audio_path: Path  # the narration that must be there
-    source_dir: Path | None  # all audio under it is staged; None: the narration alone
-    audio_dir: Path  # where it is staged
-    status_path: Path
-    skip_bad_files: bool  # leave a bad file out, and say so, instead of stopping
-
-    model: str  # directory in audiocraft's export format, or a name on the hub
-    device: str  # cpu, or cuda in native mode
-    attention_backend: str  # torch, or xformers where it is installed
-    numerics: str  # universal, portable or native
-    threads: int
-    timeout_s: float  # the run ends itself after this long
-
-    seed: int
-    steps: int  # optimizer steps
-    batch: int  # chunks in a step
-    chunk_seconds: float  # length of a chunk of audio
-    stride_seconds: float  # from the start of a chunk to the start of the next
-    learning_rate: float
-    weight_decay: float
-    description: str  # condition text
-    max_sanitized: int  # logits the sanitizer may replace before the run counts as failed
-
-    resume: bool  # go on from the state that an interrupted run saved, where there is one
-    save_every: int | None  # steps from one saved state to the next; 0: none is saved; None: seldom enough to be cheap
+    run_dir: Path = _setting("LANE_RUN_DIR", _folder, "artifacts", "run directory; every file of the run lies in it")
+    model: str = _setting("LANE_MODEL", _model, "{checkout}/data/musicgen_nano",
+                          "model: a directory in audiocraft's export format, or a name on the hub")
+    numerics: str = _setting("LANE_NUMERICS", _one_of(*NUMERIC_MODES), ("universal", "native"),
+                             "universal, portable or native; universal for the shipped model, else native")
+    seed: int = _result("LANE_SEED", _whole(0, 2**63 - 1), "0", "seed of all randomness, 0 to 2^63-1")
+    steps: int = _result("LANE_STEPS", _whole(2, 10**6), "24", "optimizer steps, at least 2")
+    batch: int = _result("LANE_BATCH", _whole(1, 4096), ("4", "2"), "chunks in a step; 4 for the shipped model, else 2")
+    chunk_seconds: float = _result("LANE_CHUNK_SECONDS", _number(0.1, 30.0), "2.56", "seconds of audio in a chunk")
+    stride_seconds: float = _result("LANE_STRIDE_SECONDS", _number(0.02, 1e4), "the chunk's",
+                                    "seconds from one chunk's start to the next one's")
+    learning_rate: float = _result("LANE_LEARNING_RATE", _number(0.0, 10.0), "0.005",
+                                   "AdamW's peak learning rate; two steps of warm-up, then straight down to a tenth")
+    weight_decay: float = _result("LANE_WEIGHT_DECAY", _number(0.0, 10.0), "0.01", "AdamW's weight decay")
+    description: str = _result("LANE_DESCRIPTION", _utf8, "a narration by Auntie Dottie", "condition text")
+    max_sanitized: int = _result("LANE_MAX_SANITIZED", _whole(0, 10**12), "0",
+                                 "non-finite logits the sanitizer may replace before the run fails")
+    threads: int = _setting("LANE_THREADS", _whole(1, 1024), "2", "CPU threads of the lane")
+    timeout_s: float = _setting("LANE_TIMEOUT_S", _number(0.1, 1e6), ("600", "3600"),
+                                "seconds after which the run ends itself; 600 for the shipped model, else 3600")
+    resume: bool = _setting("LANE_RESUME", _flag, "0",
+                            "1: go on from the state that an interrupted run left in the run directory")
+    save_every: int | None = _setting("LANE_SAVE_EVERY", _whole(0, 10**6, "auto"), "auto",
+                                      "steps from one saved state to the next; 0: none; auto: at most 2 % of the time")
+    skip_bad_files: bool = _setting("LANE_SKIP_BAD_FILES", _flag, "0",
+                                    "1: leave bad audio files out and say so; 0: a bad file stops the run")
+    run_id: str = _setting("LANE_RUN_ID", _utf8, "a fresh one", "identifier written into every file of the run")
+    audio_path: Path = _setting("AUDIO_PATH", _path, "{checkout}/data/knowledge_audio_source/auntie_dottie.flac",
+                                "the narration; larger than 5,000,000 bytes")
+    source_dir: Path | None = _setting("KNOWLEDGE_SOURCE_DIR", _path, "{checkout}/data/knowledge_audio_source",
+        "every recording under it is used, by content; where only AUDIO_PATH is set, that file alone")
+    audio_dir: Path = _setting("KNOWLEDGE_AUDIO_DIR", _path, "{run_dir}/knowledge_audio", "where the audio is staged")
+    status_path: Path = _setting("TRAIN_STATUS_PATH", _path, "{run_dir}/train_status.json", "status file")
+    clear_previous_artifacts: bool = _setting("CLEAR_PREVIOUS_ARTIFACTS", _flag, "1",
+                                              "remove an earlier run's report, log and environment first")
+    reset_train_outputs: bool = _setting("RESET_TRAIN_OUTPUTS", _flag, "1",
+                                         "remove an earlier run's status, tokens, trace and checkpoint first")
+    run_prepare: bool = _setting("RUN_PREPARE", _flag, "1", "stage the audio; 0: use the manifest that is there")
+    run_train: bool = _setting("RUN_TRAIN", _flag, "1", "train; 0: stop after prepare")
+    attention_backend: str = _setting("EFFICIENT_ATTENTION_BACKEND", _one_of("torch", "xformers"), "torch",
+                                      "torch, or xformers where that is installed")
+    device: str = _setting("ALLOW_CPU_SMOKE", _flag, "1", "0: stop on a machine without a GPU")
+    # fmt: on
 
     def meaning(self) -> dict[str, Any]:
         """The settings that change what is computed; not where, when or how fast."""
-        return {
-            "seed": self.seed,
-            "steps": self.steps,
-            "batch": self.batch,
-            "chunk_seconds": self.chunk_seconds,
-            "stride_seconds": self.stride_seconds,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "description": self.description,
-            "max_sanitized": self.max_sanitized,
-        }
+        return {name: getattr(self, name) for name, variable in _FIELDS.items() if variable.changes_result}
 
     def digest(self) -> str:
         """SHA-256 of ``meaning()`` as canonical JSON."""
@@ -122,49 +232,9 @@ class Settings:
         return self.run_dir / "lane.log"
 
 
-# Variable, default, and what it is; the README's table of settings is generated from this one.
-VARIABLES: dict[str, tuple[str, str]] = {
-    "LANE_RUN_DIR": ("artifacts", "run directory; every file of the run lies in it"),
-    "LANE_MODEL": ("data/musicgen_nano", "model: a directory in audiocraft's export format, or a name on the hub"),
-    "LANE_NUMERICS": (
-        "universal or native",
-        "universal, portable or native; universal for the shipped model, else native",
-    ),
-    "LANE_SEED": ("0", "seed of all randomness, 0 to 2^63-1"),
-    "LANE_STEPS": ("24", "optimizer steps, at least 2"),
-    "LANE_BATCH": ("4 or 2", "chunks in a step; 4 for the shipped model, else 2"),
-    "LANE_CHUNK_SECONDS": ("2.56", "seconds of audio in a chunk"),
-    "LANE_STRIDE_SECONDS": ("the chunk's", "seconds from one chunk's start to the next one's"),
-    "LANE_LEARNING_RATE": ("0.005", "AdamW's peak learning rate; two steps of warm-up, then straight down to a tenth"),
-    "LANE_WEIGHT_DECAY": ("0.01", "AdamW's weight decay"),
-    "LANE_DESCRIPTION": ("a narration by Auntie Dottie", "condition text"),
-    "LANE_MAX_SANITIZED": ("0", "non-finite logits the sanitizer may replace before the run fails"),
-    "LANE_THREADS": ("2", "CPU threads of the lane"),
-    "LANE_TIMEOUT_S": (
-        "600 or 3600",
-        "seconds after which the run ends itself as failed; 600 for the shipped model, else 3600",
-    ),
-    "LANE_RESUME": ("0", "1: go on from the state that an interrupted run left in the run directory"),
-    "LANE_SAVE_EVERY": (
-        "auto",
-        "steps from one saved state to the next; 0: none; auto: at most 2 % of the training's time",
-    ),
-    "LANE_SKIP_BAD_FILES": ("0", "1: leave bad audio files out and say so; 0: a bad file stops the run"),
-    "LANE_RUN_ID": ("a fresh one", "identifier written into every file of the run"),
-    "AUDIO_PATH": ("data/knowledge_audio_source/auntie_dottie.flac", "the narration; larger than 5,000,000 bytes"),
-    "KNOWLEDGE_SOURCE_DIR": (
-        "data/knowledge_audio_source",
-        "every recording under it is used, by content; where only AUDIO_PATH is set, that file alone",
-    ),
-    "KNOWLEDGE_AUDIO_DIR": ("<run directory>/knowledge_audio", "where the audio is staged"),
-    "TRAIN_STATUS_PATH": ("<run directory>/train_status.json", "status file"),
-    "CLEAR_PREVIOUS_ARTIFACTS": ("1", "remove an earlier run's report, log and environment first"),
-    "RESET_TRAIN_OUTPUTS": ("1", "remove an earlier run's status, tokens, trace and checkpoint first"),
-    "RUN_PREPARE": ("1", "stage the audio; 0: use the manifest that is there"),
-    "RUN_TRAIN": ("1", "train; 0: stop after prepare"),
-    "EFFICIENT_ATTENTION_BACKEND": ("torch", "torch, or xformers where that is installed"),
-    "ALLOW_CPU_SMOKE": ("1", "0: stop on a machine without a GPU"),
-}
+_FIELDS: dict[str, Variable] = {each.name: each.metadata["variable"] for each in fields(Settings)}
+VARIABLES = {variable.name: variable for variable in _FIELDS.values()}
+DEFAULT_THREADS = int(VARIABLES["LANE_THREADS"].default_for(True))
 
 
 def is_shipped(model: str) -> bool:
@@ -173,150 +243,51 @@ def is_shipped(model: str) -> bool:
     return not model or absolute(model).resolve() == SHIPPED_MODEL.resolve()
 
 
-DEFAULT_THREADS = 2
-
-
 def default_timeout_s(model: str) -> float:
-    """The default of LANE_TIMEOUT_S; with a model on the hub the run may have to download it."""
-    return 600.0 if is_shipped(model) else 3600.0
+    """The default of LANE_TIMEOUT_S with this value of LANE_MODEL."""
+    return float(VARIABLES["LANE_TIMEOUT_S"].default_for(is_shipped(model)))
 
 
 def settings_table() -> str:
     """The settings as a Markdown table; README.md holds it between two marks, and a test holds README.md to it."""
-    rows = [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in VARIABLES.items()]
+    rows = [f"| `{name}` | {one.shown_default()} | {one.meaning} |" for name, one in VARIABLES.items()]
     return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows])
 
 
-def _refuse(name: str, value: str, accepted: str) -> LaneError:
-    return LaneError(
-        "settings",
-        "setting_not_understood",
-        f"{name}={value!r} is not understood; accepted: {accepted}",
-        f"set {name} to {accepted}, or unset it",
-    )
-
-
-def _is_text(value: str) -> bool:
-    """Whether the bytes that an environment variable held were UTF-8 (others come as lone surrogates)."""
-    return value.isascii() or not any("\udc80" <= c <= "\udcff" for c in value)
-
-
-class _Reader:
-    """Reads typed values from an environment; an empty value counts as not set."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = environment
-
-    def text(self, name: str, default: str) -> str:
-        value = self.environment.get(name, "")
-        if "\0" in value or ("\n" in value and name.startswith("LANE_")):
-            raise _refuse(name, value, "one line of text")
-        if name in ("LANE_DESCRIPTION", "LANE_RUN_ID") and not _is_text(value):
-            raise _refuse(name, value, "text in UTF-8")
-        return value or default
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.environment.get(name, "").strip().lower()
-        if value in ("1", "true", "yes", "on"):
-            return True
-        if value in ("0", "false", "no", "off"):
-            return False
-        if value:
-            raise _refuse(name, value, "1 or 0")
-        return default
-
-    def whole(self, name: str, default: int, low: int, high: int) -> int:
-        value = self.environment.get(name, "").strip()
-        if not value:
-            return default
-        if not value.isascii() or not value.isdigit() or not low <= int(value[:20]) <= high or len(value) > 20:
-            raise _refuse(name, value, f"a whole number from {low} to {high}")
-        return int(value)
-
-    def whole_or(self, name: str, word: str, low: int, high: int) -> int | None:
-        """A whole number; None for ``word``, which is the default."""
-        if self.environment.get(name, "").strip() in ("", word):
-            return None
-        try:
-            return self.whole(name, low, low, high)
-        except LaneError:
-            raise _refuse(name, self.environment[name], f"{word}, or a whole number from {low} to {high}") from None
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.environment.get(name, "").strip()
-        if not value:
-            return default
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high:
-            raise _refuse(name, value, f"a number from {low:g} to {high:g}")
-        return number
-
-    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
-        value = self.environment.get(name, "").strip()
-        if value and value not in choices:
-            raise _refuse(name, value, " or ".join(choices))
-        return value or default
-
-
-def absolute(path: str | Path) -> Path:
-    """``path`` from the current directory, not following links (so that messages show what the user wrote)."""
-    return Path.cwd() / Path(path)
-
-
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings of a run from environment variables. Raises LaneError (step ``settings``) naming the first bad
-    one."""
+    """The settings of a run from environment variables; an empty value counts as not set. Raises LaneError (step
+    ``settings``) naming the first bad one."""
     for name in environment:
         if name.startswith("LANE_") and name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, n=1)
             hint = f"did you mean {near[0]}?" if near else "python3 -m harness.lane --help lists the settings"
             raise LaneError("settings", "setting_unknown", f"{name} is no setting of the lane; {hint}", f"unset {name}")
-    read = _Reader(environment)
-    run_dir = absolute(read.text("LANE_RUN_DIR", "artifacts"))
-    model = read.text("LANE_MODEL", str(SHIPPED_MODEL))
-    if absolute(model).is_dir():
-        model = str(absolute(model).resolve())
-    shipped = is_shipped(model)
-    numerics = read.choice("LANE_NUMERICS", "universal" if shipped else "native", NUMERIC_MODES)
-    audio_given = bool(environment.get("AUDIO_PATH"))
-    source_given = bool(environment.get("KNOWLEDGE_SOURCE_DIR"))
-    source_dir: Path | None = absolute(read.text("KNOWLEDGE_SOURCE_DIR", str(SHIPPED_SOURCE)))
-    if audio_given and not source_given:
-        source_dir = None
-    chunk = read.number("LANE_CHUNK_SECONDS", 2.56, 0.1, 30.0)
-    return Settings(
-        run_dir=run_dir,
-        run_id=read.text("LANE_RUN_ID", uuid.uuid4().hex),
-        clear_previous_artifacts=read.flag("CLEAR_PREVIOUS_ARTIFACTS", True),
-        reset_train_outputs=read.flag("RESET_TRAIN_OUTPUTS", True),
-        run_prepare=read.flag("RUN_PREPARE", True),
-        run_train=read.flag("RUN_TRAIN", True),
-        audio_path=absolute(read.text("AUDIO_PATH", str(SHIPPED_SOURCE / "auntie_dottie.flac"))),
-        source_dir=source_dir,
-        audio_dir=absolute(read.text("KNOWLEDGE_AUDIO_DIR", str(run_dir / "knowledge_audio"))),
-        status_path=absolute(read.text("TRAIN_STATUS_PATH", str(run_dir / "train_status.json"))),
-        skip_bad_files=read.flag("LANE_SKIP_BAD_FILES", False),
-        model=model,
-        device=_device(numerics, allow_cpu=read.flag("ALLOW_CPU_SMOKE", True)),
-        attention_backend=read.choice("EFFICIENT_ATTENTION_BACKEND", "torch", ("torch", "xformers")),
-        numerics=numerics,
-        threads=read.whole("LANE_THREADS", DEFAULT_THREADS, 1, 1024),
-        timeout_s=read.number("LANE_TIMEOUT_S", default_timeout_s(model), 0.1, 1e6),
-        seed=read.whole("LANE_SEED", 0, 0, 2**63 - 1),
-        steps=read.whole("LANE_STEPS", 24, 2, 10**6),
-        batch=read.whole("LANE_BATCH", 4 if shipped else 2, 1, 4096),
-        chunk_seconds=chunk,
-        stride_seconds=read.number("LANE_STRIDE_SECONDS", chunk, 0.02, 1e4),
-        learning_rate=read.number("LANE_LEARNING_RATE", 5e-3, 0.0, 10.0),
-        weight_decay=read.number("LANE_WEIGHT_DECAY", 0.01, 0.0, 10.0),
-        description=read.text("LANE_DESCRIPTION", "a narration by Auntie Dottie"),
-        max_sanitized=read.whole("LANE_MAX_SANITIZED", 0, 0, 10**12),
-        resume=read.flag("LANE_RESUME", False),
-        save_every=read.whole_or("LANE_SAVE_EVERY", "auto", 0, 10**6),
-    )
+    shipped = True
+    words = {"{checkout}": str(REPOSITORY), "a fresh one": uuid.uuid4().hex}  # of which a default may be made
+    values: dict[str, Any] = {}
+    for name, variable in _FIELDS.items():
+        text = environment.get(variable.name, "")
+        if not text:
+            text = variable.default_for(shipped)
+            for word, stands_for in words.items():
+                text = text.replace(word, stands_for)
+        try:
+            values[name] = variable.read(text)
+        except ValueError as accepted:
+            cause = f"{variable.name}={text!r} is not understood; accepted: {accepted}"
+            action = f"set {variable.name} to {accepted}, or unset it"
+            raise LaneError("settings", "setting_not_understood", cause, action) from None
+        # What the defaults of those below are made from.
+        if name == "run_dir":
+            words["{run_dir}"] = str(values[name])
+        elif name == "model":
+            shipped = is_shipped(values[name])
+        elif name == "chunk_seconds":
+            words["the chunk's"] = text
+    if environment.get("AUDIO_PATH") and not environment.get("KNOWLEDGE_SOURCE_DIR"):
+        values["source_dir"] = None
+    values["device"] = _device(values["numerics"], allow_cpu=values["device"])
+    return Settings(**values)
 
 
 def _device(numerics: str, *, allow_cpu: bool) -> str:

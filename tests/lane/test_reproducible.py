@@ -18,7 +18,7 @@ from harness.numerics.modes import PORTABLE_PINS
 from harness.numerics.processor import forced, lacking
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
-SHORT = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "20"}
+SHORT = {"LANE_STEPS": "2", "LANE_STRIDE_SECONDS": "30", "LANE_BATCH": "2"}
 GUARD = 1e-12
 
 

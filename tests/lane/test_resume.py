@@ -115,7 +115,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_interrupted_run_says_how_to_go_on(stopped: Path) -> None:
-    ended = Ended(stopped, 143, "", "", 0.0)
+    ended = Ended(stopped, 143, "", "")
     assert ended.status["status"] == "interrupted"
     assert "LANE_RESUME=1" in ended.status["next_unblock_action"]
     saved = torch.load(stopped / "train_state.pt", weights_only=True)

@@ -234,7 +234,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="forget the kept results of the faults that are run")
     parser.add_argument("--list", action="store_true", help="list the faults, and run none")
     options = parser.parse_args(arguments)
-    chosen = one_of_each_family() if options.short else [f for f in faults() if options.only in f.name]
+    chosen = [f for f in (one_of_each_family() if options.short else faults()) if options.only in f.name]
     if options.list:
         for fault in chosen:
             print(f"{fault.family:10} {fault.name}: {fault.what}\n{'':10} {fault.gate}: {fault.says!r}")

@@ -11,7 +11,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +75,7 @@ class Ended:
     exit_code: int
     stdout: str
     stderr: str
-    seconds: float
     settings: Mapping[str, Any] = field(default_factory=dict)
-    cpu_seconds: float = 0.0
 
     @property
     def status(self) -> dict[str, Any]:
@@ -102,20 +99,12 @@ def run(
     run_dir: Path, settings: Mapping[str, str | bytes] | None = None, *, timeout: float = 600, **options: Any
 ) -> Ended:
     """Run the lane to its end; see ``start``."""
-    began, cpu = time.monotonic(), _children_cpu()
     process = start(run_dir, settings, **options)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
         process.kill()
-    seconds, cpu_seconds = time.monotonic() - began, _children_cpu() - cpu
-    return Ended(run_dir, process.returncode, stdout or "", stderr, seconds, settings or {}, cpu_seconds)
-
-
-def _children_cpu() -> float:
-    """Seconds of processor time that the ended children of this process have used."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return Ended(run_dir, process.returncode, stdout or "", stderr, settings or {})
 
 
 def strict_json(path: Path) -> dict[str, Any]:

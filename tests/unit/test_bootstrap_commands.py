@@ -107,7 +107,7 @@ def test_a_status_path_that_is_a_users_file_is_not_written(
     assert recording.read_bytes() == b"RIFF\xff\xfe" and list(tmp_path.iterdir()) == [recording]
 
 
-PYTEST = ["pytest", "-n", "2", "--dist", "loadfile"]
+PYTEST = ["pytest", "-n", "2", "--dist", "loadfile", "--durations", "10"]
 
 
 def test_test_runs_every_check_and_pytest_last(calls: Calls) -> None:

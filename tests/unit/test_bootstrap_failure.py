@@ -68,9 +68,7 @@ def test_the_audio_is_described_as_it_is(checkout: Path) -> None:
 
 
 def test_no_network_is_said_with_the_package_and_leaves_the_logs(checkout: Path) -> None:
-    started = time.monotonic()
-    done = harness(checkout, "run", environ=no_index())
-    assert time.monotonic() - started < 60
+    done = harness(checkout, "run", environ=no_index(), timeout=120)
     assert done.returncode == 11
     report = report_of(done.stdout)
     assert report["objective_status"] == "blocked" and report["first_failed_step"] == "torch"

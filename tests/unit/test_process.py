@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from harness.runs import process as runs_process
 from harness.runs.process import Ended, Process
@@ -38,14 +37,6 @@ def family(run_id: str) -> list[int]:
                 found.append(int(entry.name))
         except OSError:
             continue
-    return found
-
-
-def until(what: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
     return found
 
 
