@@ -23,7 +23,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.base.files import is_lfs_pointer, show
-from harness.lane.containers import DefectError, read_promise
+from harness.lane.containers import MANY_CODINGS, DefectError, kind_of, read_promise
 from harness.lane.errors import LaneError, shortage
 
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -104,7 +104,10 @@ class _From(io.FileIO):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
-        return super().seek(max(self._start, base + offset)) - self._start
+        # To where a header leads libsndfile, be it nowhere: then nothing moves, as with a file of the system's.
+        if self._start <= base + offset <= self._end:
+            super().seek(base + offset)
+        return self.tell()
 
     def tell(self) -> int:
         return super().tell() - self._start
@@ -142,6 +145,10 @@ class AudioStream:
             if shortage(error):
                 raise
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+            kind = kind_of(path)
+            if kind in MANY_CODINGS:
+                found = f"is a whole {kind}, and libsndfile does not read what is in it ({reason})"
+                raise self._bad("audio_unsupported", found, _mend(path, "audio_unsupported")) from None
             raise self._bad("audio_undecodable", f"cannot be decoded as audio ({reason})", AGAIN) from None
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels

@@ -277,6 +277,25 @@ def test_every_file_of_a_run_is_known_again(copied: Path) -> None:
     assert np.load(copied / "tokens.npy").dtype == np.int16  # the mark in its header is one that NumPy reads over
 
 
+def test_what_an_earlier_version_wrote_without_a_mark_is_known_by_what_lists_it(copied: Path) -> None:
+    """Tokens by the trace's digest, clips by listen.json's: an upgrade goes on in the same run directory."""
+    clip, tokens, page = copied / "listen" / "source.flac", copied / "tokens.npy", copied / "report.html"
+    np.save(tokens, np.load(tokens))
+    clip.parent.mkdir()
+    clip.write_bytes(b"fLaC and so on")
+    listed = {"clips": {"source": {"sha256": files.file_sha256(clip)}}}
+    files.write_json(clip.parent / "listen.json", {"schema": "listen/1", "lane": "experimental", **listed})
+    page.write_text("<!DOCTYPE html>\n<style>:root { --recorded: #e09a2b; --band: #e09a2b55; }</style>")
+    assert [files.kind_at(path) for path in (tokens, clip, page)] == ["tokens", "clip", "page"]
+    outputs.check_outputs(settings_in(copied))
+    np.save(tokens, np.load(tokens) + np.int16(1))  # anything else there is still nobody's to remove
+    clip.write_bytes(b"fLaC and more")
+    page.write_text("<!DOCTYPE html>\n<p>notes")
+    for path in (tokens, clip, page):
+        with pytest.raises(files.NotOurs):
+            files.kind_at(path)
+
+
 def test_a_run_owns_what_it_finds_of_earlier_ones(copied: Path) -> None:
     """Another model in the same directory: one checkpoint remains to be found; what is not the lane's stops the run."""
     folder = copied / "checkpoints"
