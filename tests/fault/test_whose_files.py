@@ -142,11 +142,12 @@ def test_anything_else_in_the_place_of_an_output_stops_the_run_before_anything_i
 
 
 @pytest.mark.parametrize(
-    "place", ["a recording", "a folder", "/dev/null", "/dev/stdout", "a link", "the report", "the lock"]
+    "place",
+    ["a recording", "below a recording", "a folder", "/dev/null", "/dev/stdout", "a link", "the report", "the lock"],
 )
 def test_the_status_goes_nowhere_else(place: str, tmp_path: Path) -> None:
     run, path = tmp_path / "run", tmp_path / "x"
-    if place == "a recording":
+    if place.endswith("a recording"):
         recording(path, run)
     elif place == "a folder":
         path.mkdir()
@@ -157,7 +158,8 @@ def test_the_status_goes_nowhere_else(place: str, tmp_path: Path) -> None:
     else:
         path = Path(place)
     before, mode = everything(tmp_path), path.lstat().st_mode if os.path.lexists(path) else None
-    error = refusal_of(settings_in(run, TRAIN_STATUS_PATH=str(path)))
+    status = path / "deeper" / "status.json" if place == "below a recording" else path
+    error = refusal_of(settings_in(run, TRAIN_STATUS_PATH=str(status)))
     assert error.code == ("output_twice" if place.startswith("the") else "output_not_ours")
     assert str(path) in error.cause and "TRAIN_STATUS_PATH" in error.action
     assert everything(tmp_path) == before and (mode is None or path.lstat().st_mode == mode)
