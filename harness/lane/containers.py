@@ -58,6 +58,15 @@ STARTS = tuple(
 )
 
 
+class DefectError(Exception):
+    """The container contradicts itself or the file. ``code`` is stable; the text says what was found, and ``at``
+    from which byte on something else begins (0: not known)."""
+
+    def __init__(self, code: str, found: str, at: int = 0) -> None:
+        super().__init__(found)
+        self.code, self.at = code, at
+
+
 @dataclass(frozen=True)
 class Promise:
     """What the container says: ``frames`` (None: libsndfile's own count is all there is), how far the decoder may be
@@ -70,15 +79,7 @@ class Promise:
     bits: int = 0
     start: int = 0
     end: int = 0
-    rest: str = ""
-
-
-class DefectError(Exception):
-    """The container contradicts itself or the file. ``code`` is stable; the text says what was found."""
-
-    def __init__(self, code: str, found: str) -> None:
-        super().__init__(found)
-        self.code = code
+    rest: DefectError | None = None
 
 
 def kind_of(path: Path) -> str:
@@ -203,7 +204,7 @@ def _end(file: IO[bytes], position: int, size: int) -> None:
     if after < size:
         kind = _kind(file, after)[0] or _kind(file, position)[0]
         found = f"{size - after:,} more bytes follow the end of its audio, from byte {after:,} on"
-        raise DefectError("audio_more_than_promised", found + (f": {kind}" if kind else ""))
+        raise DefectError("audio_more_than_promised", found + (f": {kind}" if kind else ""), position)
 
 
 # FLAC
@@ -233,23 +234,24 @@ FLAC_FRAME = re.compile(
 )
 
 
-def _flac_rest(file: IO[bytes], start: int, size: int, usual: int, frames: int) -> str:
-    """What follows the last frame, or "" for nothing but tags. ``usual``: the samples of every frame but the last."""
+def _flac_rest(file: IO[bytes], start: int, size: int, usual: int, frames: int) -> DefectError | None:
+    """What follows the last frame, or None for nothing but tags. ``usual``: the samples of every frame but the last."""
     last = _flac_last_frame(file, _flac_audio(file, start), usual, frames)
     if last < 0:
-        return ""  # damaged: the decoder says so
+        return None  # damaged: the decoder says so
     file.seek(last)
     crc, ends = 0, []
     for index, byte in enumerate(file.read(BLOCK), 1):
         crc = (crc << 8 & 0xFFFF) ^ FLAC_CRC16[crc >> 8 ^ byte]
         if crc == 0:  # as it is at the frame's end, and by chance elsewhere
             ends.append(last + index)
-    for end in ends:
-        after = _after_tags(file, end, size)
-        if after >= size:
-            return ""
-    kinds = [kind for end in ends if (kind := _kind(file, _after_tags(file, end, size))[0])]
-    return "more bytes follow its last frame" + (f": {kinds[0]}" if kinds else "") if ends else ""
+    if not ends or any(_after_tags(file, end, size) >= size for end in ends):
+        return None
+    kinds = [(end, kind) for end in ends if (kind := _kind(file, _after_tags(file, end, size))[0])]
+    end, kind = kinds[0] if kinds else (0, "")
+    return DefectError(
+        "audio_more_than_promised", "more bytes follow its last frame" + (f": {kind}" if kind else ""), end
+    )
 
 
 def _flac_audio(file: IO[bytes], start: int) -> int:
@@ -438,7 +440,8 @@ def _one_head(file: IO[bytes], body: int, size: int) -> None:
         file.seek(position)
         at = file.read(BLOCK + len(head)).find(head)
         if at >= 0:
-            raise DefectError("audio_more_than_promised", f"a second header lies at byte {position + at:,}")
+            found = f"a second header lies at byte {position + at:,}"
+            raise DefectError("audio_more_than_promised", found, position + at)
 
 
 def _form(form: bytes, layout: Layout) -> tuple[int, int]:
@@ -576,7 +579,7 @@ def _mp3(file: IO[bytes], start: int, size: int) -> Promise:
         first = first or form
         if form != first:
             found = f"from byte {position:,} on it is MPEG {form}, and before that {first}: two recordings in one"
-            raise DefectError("audio_more_than_promised", found)
+            raise DefectError("audio_more_than_promised", found, position)
         if position + length > size:
             raise DefectError("audio_cut_short", f"the file ends within its MP3 frame {count}")
         if count == 0:

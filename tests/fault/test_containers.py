@@ -6,6 +6,7 @@ In one process: small files, made by libsndfile, whose bytes are then joined, cu
 from __future__ import annotations
 
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,17 @@ def test_refused_for_what_it_is(what: str, whole: Whole, tmp_path: Path) -> None
     assert caught.value.code == code, caught.value.cause
     assert names in caught.value.cause
     assert caught.value.action
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg", "wav", "aiff", "w64", "caf", "au"])
+def test_the_command_that_is_printed_for_two_files_in_one_gives_both(kind: str, whole: Whole, tmp_path: Path) -> None:
+    path = tmp_path / f"it's two.{kind}"
+    path.write_bytes(whole(kind) + whole(kind, seed=1))
+    with pytest.raises(LaneError) as caught:
+        inspect_audio(path)
+    subprocess.run(["sh", "-c", caught.value.action.removeprefix("cut it there: ")], check=True)
+    parts = [Path(f"{path}.{part}.{kind}").read_bytes() for part in (1, 2)]
+    assert parts == [whole(kind), whole(kind, seed=1)]
 
 
 def test_document_lists_both() -> None:
