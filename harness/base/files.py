@@ -26,7 +26,7 @@ EMPTY = "empty"
 
 _HEAD = 1 << 16
 _JSON = re.compile(rb'\{\s*(?:"kind": "header",\s*)?"schema":\s*"([a-z_]+/\d+)"')
-# How each other kind begins, and what its first bytes hold besides.
+# How each other kind begins, and what its first bytes hold besides. A page of an earlier version is known by its style.
 _KINDS = {
     "report": (rb"=== COLAB TRAIN REPORT ===\n", ()),
     "log": (rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ harness\.lane: ", ()),
@@ -35,7 +35,7 @@ _KINDS = {
     "tokens": (rb"\x93NUMPY(?s:....)[^\n]*" + TOKENS_MARK + rb"\n", ()),
     "state": (rb"PK\x03\x04", (b"train_state/1", b"experimental", b"promotable")),
     "checkpoint": (rb"PK\x03\x04", (b"adapter", b"model_id", b"experimental", b"promotable")),
-    "page": (rb"<!DOCTYPE html>\n", (PAGE_MARK.encode(),)),
+    "page": (rb"<!DOCTYPE html>\n(?s:.)*(?:" + PAGE_MARK.encode() + rb"|--recorded: #e09a2b; --band: )", ()),
     "clip": (rb"fLaC", (CLIP.encode(),)),
     "setup_log": (re.escape(TITLE.encode()), ()),
 }
@@ -86,7 +86,7 @@ def kind_at(path: Path) -> str | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
-            kind = kind_of(file.read(_HEAD))
+            kind = kind_of(file.read(_HEAD)) or _listed(path)
     except PermissionError:
         raise NotOurs(
             errno.EEXIST, "is a file that cannot be read, and so not known to be the lane's", str(path)
@@ -94,6 +94,31 @@ def kind_at(path: Path) -> str | None:
     if kind is None:
         raise NotOurs(errno.EEXIST, "is a file that is not known to be the lane's", str(path))
     return kind
+
+
+def _listed(path: Path) -> str | None:
+    """The kind of a file without a mark, as earlier versions wrote clips and tokens: known by its digest in a file of
+    ours beside it."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        if path.suffix == ".flac" and kind_at(path.parent / "listen.json") == "listen/1":
+            clips = json.loads((path.parent / "listen.json").read_bytes())["clips"]
+            return "clip" if clips[path.stem]["sha256"] == file_sha256(path) else None
+        if path.suffix == ".npy" and kind_at(path.parent / "trace.jsonl") == "lane_trace/1":
+            return "tokens" if _tokens_digest(path).encode() in (path.parent / "trace.jsonl").read_bytes() else None
+    return None
+
+
+def _tokens_digest(path: Path) -> str:
+    """The digest of int16 tokens in a .npy file (docs/evidence.md)."""
+    with path.open("rb") as file:
+        header = file.read(128)
+        shape = re.search(rb"'descr': '<i2', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), }", header)
+        if not shape:
+            raise ValueError("no tokens")
+        digest = hashlib.sha256(b"tokens\0int16\0" + b"x".join(shape.groups()) + b"\0")
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_place(path: Path, kind: str | None) -> bool:

@@ -36,14 +36,14 @@ promotable: false
 """
 
 
-def refuse():  # type: ignore[no-untyped-def]
+def refuse(module="harness"):  # type: ignore[no-untyped-def]
     """Print the report, last and on the standard output; returns the exit code."""
     found = ".".join(str(part) for part in sys.version_info[:3])
     cause = "this is Python {0}; the project needs 3.11 or later".format(found)  # noqa: UP030, UP032
     here = next((version for version in GOOD if _works("python" + version)), None)  # type: ignore[no-untyped-call]
     action = "install Python 3.11, 3.12 or 3.13, and run the same command with it in place of this one"
     if here:
-        action = "python{0} -m harness {1}".format(here, " ".join(sys.argv[1:]))  # noqa: UP030
+        action = "python{0} -m {1} {2}".format(here, module, " ".join(sys.argv[1:])).rstrip()  # noqa: UP030
     sys.stdout.write(REPORT.format(cause=cause, found=found, action=action))
     sys.stdout.flush()
     return 11

@@ -23,7 +23,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.base.files import is_lfs_pointer, show
-from harness.lane.containers import DefectError, read_promise
+from harness.lane.containers import MANY_CODINGS, DefectError, kind_of, read_promise
 from harness.lane.errors import LaneError, shortage
 
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
@@ -104,7 +104,10 @@ class _From(io.FileIO):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
-        return super().seek(max(self._start, base + offset)) - self._start
+        # To where a header leads libsndfile, be it nowhere: then nothing moves, as with a file of the system's.
+        if self._start <= base + offset <= self._end:
+            super().seek(base + offset)
+        return self.tell()
 
     def tell(self) -> int:
         return super().tell() - self._start
@@ -134,7 +137,7 @@ class AudioStream:
             self._promise = read_promise(path, size)
             self._raw = _From(path, self._promise.start, self._promise.end)
         except DefectError as defect:
-            raise self._bad(defect.code, str(defect), _mend(path, defect.code)) from None
+            raise self._bad(defect.code, str(defect), _mend(path, defect.code, defect.at)) from None
         try:
             self._file = soundfile.SoundFile(self._raw)
         except (soundfile.SoundFileError, OSError) as error:
@@ -142,6 +145,10 @@ class AudioStream:
             if shortage(error):
                 raise
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+            kind = kind_of(path)
+            if kind in MANY_CODINGS:
+                found = f"is a whole {kind}, and libsndfile does not read what is in it ({reason})"
+                raise self._bad("audio_unsupported", found, _mend(path, "audio_unsupported")) from None
             raise self._bad("audio_undecodable", f"cannot be decoded as audio ({reason})", AGAIN) from None
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -215,18 +222,22 @@ class AudioStream:
                 f"its samples have MD5 {md5.hexdigest()}, and its header says {(self._promise.md5 or b'').hex()}",
                 "copy it again; if the samples are right and the header is wrong, re-encode it: flac -d, then flac",
             )
-        if self._promise.rest:
-            code = "audio_more_than_promised"
-            raise self._bad(code, self._promise.rest, _mend(self.path, code))
+        if rest := self._promise.rest:
+            raise self._bad(rest.code, str(rest), _mend(self.path, rest.code, rest.at))
         self.facts = AudioFacts(total, self.sample_rate, self.channels, lowest, highest)
 
 
-def _mend(path: Path, code: str) -> str:
-    """The next command for a file that may be whole, and that the lane cannot read whole."""
+def _mend(path: Path, code: str, at: int = 0) -> str:
+    """The next command for a file that may be whole, and that the lane cannot read whole. ``at``: where something
+    else begins, of which a decoder may see nothing."""
+    if at:
+        first, second = (shlex.quote(f"{show(path)}.{part}{show(Path(path.suffix))}") for part in (1, 2))
+        whole = shlex.quote(show(path))
+        return f"cut it there: head -c {at} {whole} > {first}; tail -c +{at + 1} {whole} > {second}"
     words = {
         "audio_unsupported": "convert it: ",
         "audio_unverifiable": "encode it again: ",
-        "audio_more_than_promised": "make one file of each recording in it, or one of all (MP3 and Ogg): ",
+        "audio_more_than_promised": "make one recording of what is in it, and hear whether it is all there: ",
     }
     name = show(path)
     return f"{words[code]}ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(name + '.flac')}" if code in words else AGAIN

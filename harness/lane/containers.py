@@ -34,6 +34,8 @@ STARTS = tuple(
         ("CAF", rb"caff"),
         ("AU", rb"\.snd|dns\."),
         ("MP4, M4A or QuickTime", rb"....(ftyp|moov|mdat)"),
+        ("AVI", rb"RIFF....AVI "),
+        ("Flash video", rb"FLV\x01"),
         ("AAC", rb"\xff[\xf0\xf1\xf8\xf9]|ADIF"),
         ("Windows Media", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
         ("Matroska or WebM", rb"\x1a\x45\xdf\xa3"),
@@ -56,6 +58,15 @@ STARTS = tuple(
 )
 
 
+class DefectError(Exception):
+    """The container contradicts itself or the file. ``code`` is stable; the text says what was found, and ``at``
+    from which byte on something else begins (0: not known)."""
+
+    def __init__(self, code: str, found: str, at: int = 0) -> None:
+        super().__init__(found)
+        self.code, self.at = code, at
+
+
 @dataclass(frozen=True)
 class Promise:
     """What the container says: ``frames`` (None: libsndfile's own count is all there is), how far the decoder may be
@@ -68,15 +79,7 @@ class Promise:
     bits: int = 0
     start: int = 0
     end: int = 0
-    rest: str = ""
-
-
-class DefectError(Exception):
-    """The container contradicts itself or the file. ``code`` is stable; the text says what was found."""
-
-    def __init__(self, code: str, found: str) -> None:
-        super().__init__(found)
-        self.code = code
+    rest: DefectError | None = None
 
 
 def kind_of(path: Path) -> str:
@@ -91,7 +94,7 @@ def read_promise(path: Path, size: int) -> Promise:
         kind, start = _kind(file)
         if kind in READERS:
             return READERS[kind](file, start, size)
-        if not kind and (first := _first_frames(file)):
+        if not kind and (first := _first_frames(file, 1, 4096)):
             found = f"begins with {first:,} bytes that are no MP3 frame; from there on frames follow"
             raise DefectError("audio_damaged", found)
     known = ", ".join(READERS)
@@ -120,14 +123,19 @@ def _kind(file: IO[bytes], position: int = 0) -> tuple[str, int]:
     return ("MP3" if start > position else ""), start
 
 
-def _first_frames(file: IO[bytes]) -> int:
-    """Where, near the beginning, four MP3 frames follow each other; 0 if nowhere."""
-    for first in range(1, 4096):
-        position, count = first, 0
-        while count < 4 and (frame := _mpeg_frame(file, position)):
-            position, count = position + frame[0], count + 1
-        if count == 4:
-            return first
+def _first_frames(file: IO[bytes], start: int, end: int) -> int:
+    """Where, between two positions, four MP3 frames follow each other; 0 if nowhere."""
+    for base in range(start, end, BLOCK):
+        file.seek(base)
+        for found in re.finditer(rb"\xff[\xe0-\xff]", file.read(min(BLOCK, end - base) + 1)):
+            first = position = base + found.start()
+            for _ in range(4):
+                frame = _mpeg_frame(file, position)
+                if frame is None:
+                    break
+                position += frame[0]
+            else:
+                return first
     return 0
 
 
@@ -194,9 +202,9 @@ def _end(file: IO[bytes], position: int, size: int) -> None:
     """Raises DefectError if more than tags and padding follow the end of the audio at ``position``."""
     after = _after_tags(file, position, size)
     if after < size:
-        kind = _kind(file, after)[0]
+        kind = _kind(file, after)[0] or _kind(file, position)[0]
         found = f"{size - after:,} more bytes follow the end of its audio, from byte {after:,} on"
-        raise DefectError("audio_more_than_promised", found + (f": {kind}" if kind else ""))
+        raise DefectError("audio_more_than_promised", found + (f": {kind}" if kind else ""), position)
 
 
 # FLAC
@@ -226,23 +234,35 @@ FLAC_FRAME = re.compile(
 )
 
 
-def _flac_rest(file: IO[bytes], start: int, size: int, usual: int, frames: int) -> str:
-    """What follows the last frame, or "" for nothing but tags. ``usual``: the samples of every frame but the last."""
-    last = _flac_last_frame(file, start, usual, frames)
+def _flac_rest(file: IO[bytes], start: int, size: int, usual: int, frames: int) -> DefectError | None:
+    """What follows the last frame, or None for nothing but tags. ``usual``: the samples of every frame but the last."""
+    last = _flac_last_frame(file, _flac_audio(file, start), usual, frames)
     if last < 0:
-        return ""  # damaged: the decoder says so
+        return None  # damaged: the decoder says so
     file.seek(last)
     crc, ends = 0, []
     for index, byte in enumerate(file.read(BLOCK), 1):
         crc = (crc << 8 & 0xFFFF) ^ FLAC_CRC16[crc >> 8 ^ byte]
         if crc == 0:  # as it is at the frame's end, and by chance elsewhere
             ends.append(last + index)
-    for end in ends:
-        after = _after_tags(file, end, size)
-        if after >= size:
-            return ""
-    kinds = [kind for end in ends if (kind := _kind(file, _after_tags(file, end, size))[0])]
-    return "more bytes follow its last frame" + (f": {kinds[0]}" if kinds else "") if ends else ""
+    if not ends or any(_after_tags(file, end, size) >= size for end in ends):
+        return None
+    kinds = [(end, kind) for end in ends if (kind := _kind(file, _after_tags(file, end, size))[0])]
+    end, kind = kinds[0] if kinds else (0, "")
+    return DefectError(
+        "audio_more_than_promised", "more bytes follow its last frame" + (f": {kind}" if kind else ""), end
+    )
+
+
+def _flac_audio(file: IO[bytes], start: int) -> int:
+    """Where the frames begin: behind the blocks of metadata, in which a picture or an application may hold anything."""
+    position, is_last = start + 4, False
+    while not is_last:
+        file.seek(position)
+        head = file.read(4)
+        is_last = len(head) < 4 or head[0] > 127
+        position += 4 + int.from_bytes(head[1:], "big")
+    return position
 
 
 def _flac_last_frame(file: IO[bytes], start: int, usual: int, frames: int) -> int:
@@ -396,7 +416,9 @@ def _data_length(file: IO[bytes], body: int, length: int, size: int, magic: byte
     says that it does not know."""
     there = size - body
     follows = _chunk(file, body, LAYOUTS[magic]) if length == 0 else None
-    if length in UNKNOWN_LENGTHS and (length > there or (length == 0 < there and follows is None)):
+    # Some write the length that they do not know where that of the whole file or of its RIFF stands, and less here.
+    unknown = any(length + before in UNKNOWN_LENGTHS for before in (0, body - 8, body))
+    if unknown and (length > there or (length == 0 < there and follows is None)):
         _one_head(file, body, size)
         if magic in NAMES_NO_LENGTH:
             raise DefectError(
@@ -418,7 +440,8 @@ def _one_head(file: IO[bytes], body: int, size: int) -> None:
         file.seek(position)
         at = file.read(BLOCK + len(head)).find(head)
         if at >= 0:
-            raise DefectError("audio_more_than_promised", f"a second header lies at byte {position + at:,}")
+            found = f"a second header lies at byte {position + at:,}"
+            raise DefectError("audio_more_than_promised", found, position + at)
 
 
 def _form(form: bytes, layout: Layout) -> tuple[int, int]:
@@ -484,7 +507,7 @@ def _ogg(file: IO[bytes], start: int, size: int) -> Promise:
         if checksum != _ogg_crc(head[:22] + b"\0\0\0\0" + head[26:] + table + body):
             raise DefectError("audio_damaged", f"the checksum of its page {number}, at byte {position:,}, is wrong")
         if serial not in (-1, found_serial):
-            raise DefectError("audio_undecodable", "holds more than one stream, of which decoders read the first")
+            raise DefectError("audio_unsupported", "holds more than one stream, of which decoders read the first")
         if found_number != number:
             raise DefectError("audio_damaged", f"page {number} is missing: the next one says {found_number}")
         serial, number = found_serial, number + 1
@@ -506,6 +529,8 @@ LAYER2_KBITS = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 38
 LAYER3_KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
 MPEG2_KBITS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
 MPEG1_RATES = (44100, 48000, 32000, 0)
+# Up to the number of frames: Xing's flags say with their lowest bit that it is there.
+COUNTS_FRAMES = re.compile(rb"(?:(?:Xing|Info)...[\1\3\5\7\x09\x0b\r\x0f]|VBRI.{10})(?=.{4})", re.DOTALL)
 
 
 def _mpeg_frame(file: IO[bytes], position: int) -> tuple[int, int, str] | None:
@@ -525,23 +550,26 @@ def _mpeg_frame(file: IO[bytes], position: int) -> tuple[int, int, str] | None:
     return samples // 8 * kbits * 1000 // rate + (head[2] >> 1 & 1), samples, form
 
 
-def _xing(file: IO[bytes], position: int, length: int) -> int | None:
-    """How many frames follow by the Xing or Info header in the frame at ``position``; None if it has none."""
+def _xing(file: IO[bytes], position: int, length: int) -> tuple[int, int] | None:
+    """(how many frames follow, how many samples of them a decoder cuts off as padding) by the Xing, Info or VBRI
+    header in the frame at ``position``; None if it has none, or one that was never filled in."""
     file.seek(position)
     body = file.read(length)
-    at = max(body.find(b"Xing", 0, 68), body.find(b"Info", 0, 68))
-    return (
-        int.from_bytes(body[at + 8 : at + 12], "big") if at >= 0 and len(body) >= at + 12 and body[at + 7] & 1 else None
-    )
+    if not (found := COUNTS_FRAMES.search(body, 0, 72)):
+        return None
+    frames, packed = int.from_bytes(body[found.end() : found.end() + 4], "big"), 0
+    if found[0].endswith(b"\x0f"):  # then the encoder's name and its figures follow
+        packed = int.from_bytes(body[found.end() + 133 : found.end() + 136], "big")
+    return (frames, (packed >> 12) + (packed & 4095)) if frames else None
 
 
 def _mp3(file: IO[bytes], start: int, size: int) -> Promise:
-    """Every frame from its header to the next one's, over tags between them, and their number, where a Xing or Info
-    header gives one.
+    """Every frame from its header to the next one's, over tags between them, and their number, where a Xing, Info or
+    VBRI header gives one.
 
     Without such a header, a cut between two frames cannot be noticed; damage within a frame cannot in any MP3.
     """
-    position, count, promised, samples, first, goes_on = start, 0, None, 1152, "", 0
+    position, count, promised, samples, first, goes_on, padding = start, 0, None, 1152, "", 0, 0
     while position < size:
         frame = _mpeg_frame(file, position)
         if frame is None:
@@ -551,11 +579,11 @@ def _mp3(file: IO[bytes], start: int, size: int) -> Promise:
         first = first or form
         if form != first:
             found = f"from byte {position:,} on it is MPEG {form}, and before that {first}: two recordings in one"
-            raise DefectError("audio_more_than_promised", found)
+            raise DefectError("audio_more_than_promised", found, position)
         if position + length > size:
             raise DefectError("audio_cut_short", f"the file ends within its MP3 frame {count}")
         if count == 0:
-            promised = _xing(file, position, length)
+            promised, padding = _xing(file, position, length) or (None, 0)
         elif promised is not None and count == promised + 1:
             goes_on = position
         position, count = position + length, count + 1
@@ -564,9 +592,9 @@ def _mp3(file: IO[bytes], start: int, size: int) -> Promise:
         found = f"its header promises {promised:,} MP3 frames, and {there:,} are there"
         if there < promised:
             raise DefectError("audio_cut_short", found)
-        raise DefectError("audio_more_than_promised", f"{found}: decoders stop at byte {goes_on:,}")
-    # Decoders cut off the encoder's padding at both ends: up to three frames.
-    return Promise(there * samples, slack=3 * 1152, start=start)
+        raise DefectError("audio_more_than_promised", f"{found}; what it promises ends at byte {goes_on:,}")
+    # Decoders cut off what they themselves add, too: up to three frames.
+    return Promise(there * samples - padding, slack=3 * 1152, start=start)
 
 
 def _mpeg_tags(file: IO[bytes], position: int, size: int, count: int) -> int:
@@ -574,7 +602,7 @@ def _mpeg_tags(file: IO[bytes], position: int, size: int, count: int) -> int:
     after = _after_tags(file, position, size)
     if after == size or (_tag(file, position, size) and _mpeg_frame(file, after)):
         return after
-    if count and _kind(file, after)[0] not in ("", "MP3"):
+    if count and not _first_frames(file, position, size):
         _end(file, position, size)
     zeros = _zeros(file, position, size)
     found = f"{zeros:,} zero bytes lie there" if zeros else "does not"
@@ -591,3 +619,4 @@ READERS = {
     "Ogg": _ogg,
     "MP3": _mp3,
 }
+MANY_CODINGS = tuple(kind for kind, reader in READERS.items() if reader in (_chunked, _au))  # of the samples in them

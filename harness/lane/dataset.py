@@ -250,7 +250,7 @@ def _is_staged_name(name: object) -> bool:
 def _entry(settings: Settings, source: Path, facts: AudioFacts, taken: Container[str]) -> tuple[str, dict[str, Any]]:
     """(Name in the staging folder, entry in the manifest) of one recording; the name is neither taken nor there."""
     size, digest = check_regular_file(source), file_sha256(source)
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)[:80] or "audio"
+    safe = re.sub(r"[^a-z0-9._-]", "_", source.stem.lower())[:80] or "audio"  # some disks tell no a from an A
     suffix = kind_of(source.resolve()).lower()  # some readers go by the name
     name = f"{digest[:12]}-{safe}.{suffix}"
     count = 1

@@ -14,7 +14,7 @@ from harness.lane.errors import LaneError
 from harness.lane.settings import Settings
 
 # What others write into a run directory when the run has ended: the launcher, and the session that judges it.
-LATER = {"exit_code.txt": "exit_code", "gates.json": "gates/1", "report.html": "page", "listen/listen.json": "listen/1"}
+LATER = {"exit_code.txt": "exit_code", "gates.json": "gates/1", "history.json": "history/1", "report.html": "page"}
 CLIPS = ("source", "reconstruction", "without_adapter", "with_adapter")
 
 
@@ -32,7 +32,12 @@ def train_outputs(settings: Settings) -> list[tuple[Path, str]]:
 
 def outputs(settings: Settings) -> list[tuple[Path, str]]:
     """Every file that a run, its launcher and the session that judges it may write, with its kind."""
-    later = {**LATER, **{f"listen/{name}.flac": "clip" for name in CLIPS}, LOCK_NAME: "lock"}
+    later = {
+        **LATER,
+        "listen/listen.json": "listen/1",
+        **{f"listen/{name}.flac": "clip" for name in CLIPS},
+        LOCK_NAME: "lock",
+    }
     return [
         *train_outputs(settings),
         (settings.report_path, "report"),
@@ -72,10 +77,9 @@ def check_outputs(settings: Settings) -> None:
         except NotOurs as error:
             raise not_ours(error, settings) from None
         except NotADirectoryError:
-            if settings.run_dir.is_dir() and path.is_relative_to(settings.run_dir):
-                raise not_ours(
-                    NotOurs(0, "is a file where the lane needs a folder", str(path.parent)), settings
-                ) from None
+            if settings.run_dir.is_dir() or not path.is_relative_to(settings.run_dir):
+                file = next(parent for parent in path.parents if os.path.lexists(parent))
+                raise not_ours(NotOurs(0, "is a file where the lane needs a folder", str(file)), settings) from None
         except OSError:
             pass  # a folder that cannot be used: who makes and locks it says so
     if others and settings.run_train and not settings.reset_train_outputs:
@@ -92,7 +96,8 @@ def not_ours(error: NotOurs, settings: Settings) -> LaneError:
 
 
 def _variable(path: Path, settings: Settings) -> str:
-    if path == settings.status_path != settings.run_dir / "train_status.json":
+    status = settings.status_path
+    if status != settings.run_dir / "train_status.json" and path in (status, *status.parents):
         return "TRAIN_STATUS_PATH"
     return "LANE_RUN_DIR" if path.is_relative_to(settings.run_dir) else "KNOWLEDGE_AUDIO_DIR"
 

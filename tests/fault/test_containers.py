@@ -6,6 +6,7 @@ In one process: small files, made by libsndfile, whose bytes are then joined, cu
 from __future__ import annotations
 
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,29 @@ def plain_mp3(whole: Whole, folder: Path, **options: Any) -> bytes:
     return audio.without_xing(folder / "with.mp3", folder / "without.mp3").read_bytes()
 
 
+def unfilled(mp3: bytes) -> bytes:
+    """An MP3 whose Info header says 0 frames."""
+    at = mp3.index(b"Info") + 8
+    return mp3[:at] + bytes(4) + mp3[at + 4 :]
+
+
+def padded(mp3: bytes) -> bytes:
+    """An MP3 whose encoder says that of its samples the first and the last 4,095 are padding."""
+    at = mp3.index(b"Xing") + 141
+    return mp3[:at] + b"\xff" * 3 + mp3[at + 3 :]
+
+
+def vbri(mp3: bytes, frames: int) -> bytes:
+    """An MP3 behind a frame with Fraunhofer's header."""
+    header = mp3[:4] + bytes(32) + b"VBRI" + struct.pack(">3H2I", 1, 0, 75, 0, frames)
+    return header + bytes(mp3.index(mp3[:3], 4) - len(header)) + mp3
+
+
+def with_block(flac: bytes, block: bytes) -> bytes:
+    """A FLAC with one more block of metadata, an application's, after its first one."""
+    return flac[:42] + b"\2" + len(block).to_bytes(3, "big") + block + flac[42:]
+
+
 def layer2(frames: int) -> bytes:
     """MPEG 1, layer II, 64 kbit/s, 32 kHz, mono: silence, as nothing is allocated to any band."""
     return (b"\xff\xfd\x48\xc0" + bytes(284)) * frames
@@ -99,9 +123,18 @@ READ: dict[str, tuple[Bytes, Bytes]] = {
         lambda w, f: plain_mp3(w, f) + ID3V1 + plain_mp3(w, f, seed=1),
         lambda w, f: plain_mp3(w, f) + plain_mp3(w, f, seed=1),
     ),
+    "MP3 of constant bit rate whose Info header was never filled in": (
+        lambda w, f: unfilled(w("mp3", bitrate_mode="CONSTANT", compression_level=0.5)),
+        lambda w, f: unfilled(w("mp3", bitrate_mode="CONSTANT", compression_level=0.5)),
+    ),
+    "MP3 with 8,190 samples of padding": (lambda w, f: padded(w("mp3")), lambda w, f: padded(w("mp3"))),
     "MPEG layer II": (lambda w, f: layer2(40), lambda w, f: layer2(40)),
     "FLAC with an ID3v1 tag": (lambda w, f: w("flac") + ID3V1, lambda w, f: w("flac")),
     "FLAC with zeros and an APE tag": (lambda w, f: w("flac") + bytes(70_000) + APE, lambda w, f: w("flac")),
+    "FLAC whose picture holds a FLAC and an MP3": (
+        lambda w, f: with_block(w("flac"), w("flac") + w("mp3")),
+        lambda w, f: w("flac"),
+    ),
     "Ogg with zeros": (lambda w, f: w("ogg") + bytes(512), lambda w, f: w("ogg")),
     "WAV with chunks after the samples": (
         lambda w, f: (
@@ -120,6 +153,10 @@ READ: dict[str, tuple[Bytes, Bytes]] = {
         lambda w, f: w(W),
     ),
     "WAV from a pipe, as sox writes it": (lambda w, f: says(w(W), b"data", 0x7FFFF000), lambda w, f: w(W)),
+    "WAV from a pipe, the unknown length less the heads": (
+        lambda w, f: says(w(W), b"data", 0xFFFFFFFF - 36),
+        lambda w, f: w(W),
+    ),
     "WAV of a recorder that was killed": (lambda w, f: says(says(w(W), b"RIFF", 8), b"data", 0), lambda w, f: w(W)),
     "WAV whose RIFF length is wrong": (lambda w, f: says(w(W), b"RIFF", 99), lambda w, f: w(W)),
     "RIFX": (lambda w, f: w(W, endian="BIG"), lambda w, f: w(W)),
@@ -130,6 +167,10 @@ READ: dict[str, tuple[Bytes, Bytes]] = {
         lambda w, f: w(W),
     ),
     "W64": (lambda w, f: w("w64"), lambda w, f: w(W)),
+    "W64 from a pipe": (
+        lambda w, f: says(says(w("w64"), b"riff", (1 << 64) - 1, "<Q", 16), b"data", (1 << 63) - 1, "<Q", 16),
+        lambda w, f: w(W),
+    ),
     "W64 with a chunk after the samples": (
         lambda w, f: w("w64") + b"list" + w("w64")[44:56] + struct.pack("<Q", 88) + b"3" * 64,
         lambda w, f: w(W),
@@ -170,6 +211,13 @@ REFUSED: dict[str, tuple[Bytes, str, str]] = {
         "stereo",
     ),
     "FLAC after MP3": (lambda w, f: w("mp3") + w("flac"), MORE, "FLAC"),
+    "MP3 and other bytes": (lambda w, f: w("mp3") + b"and so on", MORE, "9 more bytes"),
+    "M4A after MP3": (lambda w, f: w("mp3") + b"\0\0\0\x20ftypM4A " + bytes(999), MORE, "M4A"),
+    "MP3 with a VBRI header, cut between two frames": (
+        lambda w, f: vbri(plain_mp3(w, f), 500),
+        "audio_cut_short",
+        "500",
+    ),
     "MP3 that begins within a frame": (lambda w, f: plain_mp3(w, f)[100:], "audio_damaged", "no MP3 frame"),
     "MP3 after 100,000 zeros": (lambda w, f: ID3V2 + bytes(100_000) + w("mp3"), "audio_damaged", "100,000 zero"),
     "FLAC after FLAC": (lambda w, f: w("flac") + w("flac", seed=1), MORE, "FLAC"),
@@ -200,6 +248,11 @@ REFUSED: dict[str, tuple[Bytes, str, str]] = {
         "audio_cut_short",
         "64,002",
     ),
+    "WAV in a coding that libsndfile does not read": (
+        lambda w, f: w(W).replace(b"fmt \x10\0\0\0\1\0", b"fmt \x10\0\0\0\0\x20"),
+        "audio_unsupported",
+        "whole WAV",
+    ),
     "WAV that holds MP3": (
         lambda w, f: w(W).replace(b"fmt \x10\0\0\0\1\0", b"fmt \x10\0\0\0\x55\0"),
         "audio_unsupported",
@@ -225,6 +278,11 @@ REFUSED: dict[str, tuple[Bytes, str, str]] = {
     "AU, cut": (lambda w, f: w("au")[:-500], "audio_cut_short", "64,000"),
     "CAF after CAF": (lambda w, f: w("caf") * 2, MORE, "CAF"),
     "CAF, cut": (lambda w, f: w("caf")[:-500], "audio_cut_short", "data chunk"),
+    "CAF in a coding that libsndfile does not read": (
+        lambda w, f: w("caf").replace(b"lpcm", b"alac"),
+        "audio_unsupported",
+        "whole CAF",
+    ),
     "MP4": (lambda w, f: b"\0\0\0\x20ftypM4A " + bytes(999), "audio_unsupported", "M4A"),
     "AAC": (lambda w, f: b"\xff\xf1\x50\x80" + bytes(999), "audio_unsupported", "AAC"),
     "WebM": (lambda w, f: b"\x1a\x45\xdf\xa3" + bytes(999), "audio_unsupported", "WebM"),
@@ -241,6 +299,17 @@ def test_refused_for_what_it_is(what: str, whole: Whole, tmp_path: Path) -> None
     assert caught.value.code == code, caught.value.cause
     assert names in caught.value.cause
     assert caught.value.action
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg", "wav", "aiff", "w64", "caf", "au"])
+def test_the_command_that_is_printed_for_two_files_in_one_gives_both(kind: str, whole: Whole, tmp_path: Path) -> None:
+    path = tmp_path / f"it's two.{kind}"
+    path.write_bytes(whole(kind) + whole(kind, seed=1))
+    with pytest.raises(LaneError) as caught:
+        inspect_audio(path)
+    subprocess.run(["sh", "-c", caught.value.action.removeprefix("cut it there: ")], check=True)
+    parts = [Path(f"{path}.{part}.{kind}").read_bytes() for part in (1, 2)]
+    assert parts == [whole(kind), whole(kind, seed=1)]
 
 
 def test_document_lists_both() -> None:

@@ -142,11 +142,12 @@ def test_anything_else_in_the_place_of_an_output_stops_the_run_before_anything_i
 
 
 @pytest.mark.parametrize(
-    "place", ["a recording", "a folder", "/dev/null", "/dev/stdout", "a link", "the report", "the lock"]
+    "place",
+    ["a recording", "below a recording", "a folder", "/dev/null", "/dev/stdout", "a link", "the report", "the lock"],
 )
 def test_the_status_goes_nowhere_else(place: str, tmp_path: Path) -> None:
     run, path = tmp_path / "run", tmp_path / "x"
-    if place == "a recording":
+    if place.endswith("a recording"):
         recording(path, run)
     elif place == "a folder":
         path.mkdir()
@@ -157,7 +158,8 @@ def test_the_status_goes_nowhere_else(place: str, tmp_path: Path) -> None:
     else:
         path = Path(place)
     before, mode = everything(tmp_path), path.lstat().st_mode if os.path.lexists(path) else None
-    error = refusal_of(settings_in(run, TRAIN_STATUS_PATH=str(path)))
+    status = path / "deeper" / "status.json" if place == "below a recording" else path
+    error = refusal_of(settings_in(run, TRAIN_STATUS_PATH=str(status)))
     assert error.code == ("output_twice" if place.startswith("the") else "output_not_ours")
     assert str(path) in error.cause and "TRAIN_STATUS_PATH" in error.action
     assert everything(tmp_path) == before and (mode is None or path.lstat().st_mode == mode)
@@ -275,6 +277,25 @@ def test_every_file_of_a_run_is_known_again(copied: Path) -> None:
     for path, kind in known.items():
         assert files.kind_at(path) == kind
     assert np.load(copied / "tokens.npy").dtype == np.int16  # the mark in its header is one that NumPy reads over
+
+
+def test_what_an_earlier_version_wrote_without_a_mark_is_known_by_what_lists_it(copied: Path) -> None:
+    """Tokens by the trace's digest, clips by listen.json's: an upgrade goes on in the same run directory."""
+    clip, tokens, page = copied / "listen" / "source.flac", copied / "tokens.npy", copied / "report.html"
+    np.save(tokens, np.load(tokens))
+    clip.parent.mkdir()
+    clip.write_bytes(b"fLaC and so on")
+    listed = {"clips": {"source": {"sha256": files.file_sha256(clip)}}}
+    files.write_json(clip.parent / "listen.json", {"schema": "listen/1", "lane": "experimental", **listed})
+    page.write_text("<!DOCTYPE html>\n<style>:root { --recorded: #e09a2b; --band: #e09a2b55; }</style>")
+    assert [files.kind_at(path) for path in (tokens, clip, page)] == ["tokens", "clip", "page"]
+    outputs.check_outputs(settings_in(copied))
+    np.save(tokens, np.load(tokens) + np.int16(1))  # anything else there is still nobody's to remove
+    clip.write_bytes(b"fLaC and more")
+    page.write_text("<!DOCTYPE html>\n<p>notes")
+    for path in (tokens, clip, page):
+        with pytest.raises(files.NotOurs):
+            files.kind_at(path)
 
 
 def test_a_run_owns_what_it_finds_of_earlier_ones(copied: Path) -> None:

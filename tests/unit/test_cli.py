@@ -111,9 +111,16 @@ def test_a_python_that_is_too_old_gets_the_report(version: str, newer: str, tmp_
     assert report["python_version"].startswith(f"{version}.") and report["python_version"] in report["root_cause"]
     assert report["next_unblock_action"].startswith("install ") or newer
     assert report["next_unblock_action"] == "python3.12 -m harness run -x" or not newer
+    lane = [str(candidates[0]), "-B", "-m", "harness.lane"]
+    done = subprocess.run(lane, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 11 and done.stderr == "" and not run_dir.exists()
+    assert "\nnext_unblock_action: python3.12 -m harness.lane\n" in done.stdout or not newer
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "__main__.py", "bootstrap/__init__.py", "bootstrap/too_old.py"])
+OLD = ["__init__.py", "__main__.py", "bootstrap/__init__.py", "bootstrap/too_old.py", "lane/__init__.py"]
+
+
+@pytest.mark.parametrize("name", OLD)
 def test_what_an_old_python_reads_is_old(name: str) -> None:
     """On a machine without an old Python too: no syntax that came after 3.6, and nothing that 2.7 lacks."""
     tree = ast.parse((ROOT / "harness" / name).read_text(encoding="ascii"), feature_version=(3, 6))
