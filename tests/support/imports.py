@@ -14,7 +14,7 @@ UNKNOWN = "?"  # imported by a name that is made while the program runs
 
 
 def module_of(path: Path) -> str:
-    """``harness/lane/files.py`` is ``harness.lane.files``; a package's ``__init__.py`` is the package."""
+    """``harness/lane/files.py`` is ``harness.base.files``; a package's ``__init__.py`` is the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
