@@ -22,11 +22,11 @@ PARTS = {
         "audiocraft huggingface_hub numpy omegaconf soundfile torch transformers xformers yaml",
     ),
     "runs": ("base", ""),
-    "evidence": ("base numerics", "numpy torch"),
-    "baselines": ("base.workers evidence numerics", "numpy pytest syrupy"),
+    "evidence": ("base numerics", "msgspec numpy torch"),
+    "baselines": ("base.workers evidence numerics", "msgspec numpy pytest syrupy"),
     "gates": ("baselines evidence numerics", "numpy pytest"),
-    "present": ("base baselines evidence", "audiocraft numpy pytest soundfile torch"),
-    "promotion": ("baselines evidence numerics", "numpy"),
+    "present": ("base baselines evidence", "audiocraft msgspec numpy pytest soundfile torch"),
+    "promotion": ("baselines evidence numerics", "msgspec numpy"),
     "bootstrap": ("base numerics", ""),
 }
 # They bring the parts together.
@@ -35,6 +35,7 @@ ABOVE = {"__init__", "external_runs", "lanes", "launch", "pytest_plugin", "sessi
 HOLES = {
     "bootstrap/command_line.py": "?",  # the command of its table
     "bootstrap/doctor.py": "harness.lane.settings",
+    "lane/__init__.py": "harness.bootstrap.too_old",  # for a Python that cannot run the lane
     "lane/audiocraft_import.py": "?",  # the packages of its table
     "present/audio.py": "harness.lane.errors harness.lane.model harness.lane.settings",
     "present/listen.py": "harness.lane.adapter harness.lane.audiocraft_import harness.lane.checkpoint "
@@ -45,7 +46,6 @@ HOLES = {
 LONG = {
     "baselines/baseline.py",
     "baselines/compare.py",
-    "evidence/run.py",
     "lane/__main__.py",
     "lane/containers.py",
     "lanes.py",
