@@ -241,7 +241,7 @@ def lane_process(
             hold, hindrance = None, f"in use by {error}" if isinstance(error, Busy) else str(error.strerror)
         if lane is None:  # which says by itself what hinders it
             return LaneProcess(run_dir, hold=hold, on_line=(lambda line: _show_progress(line, say)) if say else _ignore)
-        try:
+        with told():
             if hold is None:
                 raise mismatch(run_dir, f"a folder that cannot be used: {hindrance}", "the run directory, free")
             if say and (line := interrupted(run_dir)):
@@ -249,12 +249,18 @@ def lane_process(
             footprint.begin()
             show = _Throttled(say) if say else _ignore
             return ExternalProcess(lane, run_dir, numeric_class=_numeric_class, on_line=show)
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
         except EvidenceError as error:
             know(SessionRun(run_dir, "none", f"no run: {error}"))
             pytest.fail(str(error), pytrace=False)
 
     def end(process: LaneProcess | ExternalProcess) -> RunEvidence:
-        ended = process.wait()
+        with told():
+            ended = process.wait()
         return know(SessionRun(run_dir, ended.run_id, getattr(ended, "report", "")))
 
     if config.getoption("--lane-evidence"):
