@@ -572,15 +572,13 @@ def check(environment: Mapping[str, str]) -> LaneError | None:
             run.settings = settings = read_settings(environment)
             with locked(settings, could_own):
                 run.step = "prepare"
-                from harness.lane.dataset import find_audio
                 from harness.lane.preflight import preflight
 
-                find_audio(settings)
                 audio = Path(folder) / "audio"
                 if not settings.run_prepare and settings.audio_dir.is_dir():
                     shutil.copytree(settings.audio_dir, audio)
                 run.step = "preflight"
-                narration = preflight(settings)
+                narration = preflight(settings, say)
                 run_lane(dataclasses.replace(settings, run_dir=Path(folder), audio_dir=audio), run, narration)
         except Exception as error:
             failure = failure_of(error, run)
@@ -634,7 +632,7 @@ def main(arguments: list[str] | None = None) -> int:
             run.enter("preflight")
             from harness.lane.preflight import preflight
 
-            narration = preflight(settings)
+            narration = preflight(settings, say)
             held.enter_context(logging_to(settings.log_path))
             begin(settings, run)
             run_lane(settings, run, narration)

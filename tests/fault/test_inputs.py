@@ -561,6 +561,7 @@ def test_setting_not_understood_is_refused_on_disk_too(name: str, tmp_path: Path
 
 
 MISTYPED = {
+    "source_missing": {"KNOWLEDGE_SOURCE_DIR": "no/such/folder"},
     "setting_not_understood": {"LANE_STEPS": "many"},
     "setting_unknown": {"LANE_STEP": "5"},
     "audio_missing": {"AUDIO_PATH": "no/such.wav"},
@@ -574,7 +575,7 @@ def test_a_mistyped_setting_costs_no_finished_run(tmp_path: Path) -> None:
     refusal is what the directory tells."""
     write_run(tmp_path / "run")
     before = contents(tmp_path / "run")
-    for code, setting in MISTYPED.items():
+    for code, setting in [*MISTYPED.items(), ("model_missing", {"LANE_MODEL": "data"})]:
         ended = lane_child.run(tmp_path / "run", setting)
         assert ended.exit_code == 3 and ended.printed_report["root_cause"].startswith(f"{code}: ")
         assert contents(tmp_path / "run") == before
