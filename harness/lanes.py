@@ -318,7 +318,6 @@ class ExternalProcess:
         self._work.mkdir(parents=True, exist_ok=True)
         # First of all, so that a run that is killed leaves a folder that the next one may use.
         write_json(self.run_dir / RUN_FILE, {"schema": SCHEMA, "lane": "experimental", "promotable": False})
-        (self.run_dir / "lane.log").touch()
 
     def _paths(self) -> dict[str, Path]:
         """Where the lane leaves its files; nothing for a report in its output."""

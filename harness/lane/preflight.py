@@ -22,22 +22,28 @@ from harness.numerics.processor import FORCING, lacking
 
 
 def preflight(settings: Settings, say: Callable[[str], None]) -> AudioFacts:
-    """All of it; returns what one pass over the narration found. ``say`` shows what is downloaded. Raises LaneError."""
-    check_names(settings)
-    check_processor(settings)
-    narration = check_narration(settings)
-    check_model(settings, say)
-    if settings.run_prepare:
-        find_audio(settings)
-    else:
-        read_manifest(settings)
-    return narration
+    """All of it; returns what one pass over the narration found. ``say`` shows what is downloaded.
+
+    Raises LaneError (step ``preflight``).
+    """
+    try:
+        check_names(settings)
+        check_processor(settings)
+        narration = check_narration(settings)
+        check_model(settings, say)
+        if settings.run_prepare:
+            find_audio(settings)
+        else:
+            read_manifest(settings)
+        return narration
+    except LaneError as error:  # also of those whose code is a later step's too
+        error.step = "preflight"
+        raise
 
 
 def check_model(settings: Settings, say: Callable[[str], None]) -> None:
     """Refuse a LANE_MODEL that is none: a path with nothing there, a directory without a model's files, a name that
-    neither cache nor hub has. What is in the files is seen when they are loaded. Raises LaneError (step ``preflight``,
-    or ``load_model`` as there)."""
+    neither cache nor hub has. What is in the files is seen when they are loaded. Raises LaneError."""
     if settings.attention_backend == "xformers" and importlib.util.find_spec("xformers") is None:
         cause = "EFFICIENT_ATTENTION_BACKEND=xformers, and xformers is not installed"
         action = "pip install xformers, or set EFFICIENT_ATTENTION_BACKEND=torch"

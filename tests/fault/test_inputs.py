@@ -647,7 +647,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     import torch
 
     from harness.lane.model import check_model_directory
-    from harness.lane.preflight import check_model_name
+    from harness.lane.preflight import check_model
     from harness.lane.settings import read_settings
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -683,7 +683,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     for text in ("https://example.invalid/model.bin", str(evil), str(tmp_path / "nowhere"), "a/b/c"):
         settings = read_settings({"LANE_MODEL": text, "LANE_RUN_DIR": str(tmp_path)})
         with pytest.raises(LaneError) as caught:
-            check_model_name(settings)
+            check_model(settings, print)
         assert caught.value.code == "model_missing", f"{text}: {caught.value.cause}"
     if hasattr(os, "mkfifo"):
         model = _model_with(tmp_path / "fifo", "state_dict.bin", None)

@@ -185,12 +185,12 @@ def test_a_run_directory_that_cannot_be_used_is_named_and_no_traceback(
     run_dir = tmp_path / "run"
     trouble(run_dir)
     with pytest.raises(EvidenceError, match="run: found something that cannot be used"):
-        ExternalProcess(find_lane_of(tmp_path, GOOD), run_dir)
+        ExternalProcess(parse_lane("mine", GOOD, tmp_path), run_dir)
 
 
 def test_a_run_directory_that_goes_away_while_the_lane_runs_is_named(tmp_path: Path) -> None:
     """As a disk that is full by then: nothing can be written there any more."""
-    lane = find_lane_of(tmp_path, {"command": ["rm", "-r", str(tmp_path / "run")], "report": {"output": True}})
+    lane = parse_lane("mine", {"command": ["rm", "-r", str(tmp_path / "run")], "report": {"output": True}}, tmp_path)
     process = ExternalProcess(lane, tmp_path / "run")
     with pytest.raises(EvidenceError, match="found something that cannot be used"):
         process.wait()
