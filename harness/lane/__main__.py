@@ -48,7 +48,7 @@ from harness.lane.environment import (
     peak_memory_bytes,
 )
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
-from harness.lane.outputs import check_outputs, not_ours, remove_earlier
+from harness.lane.outputs import check_folders, check_outputs, not_ours, remove_earlier
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
 
@@ -279,6 +279,7 @@ def locked(settings: Settings, own: Callable[[Path], AbstractContextManager[None
             except OSError as error:
                 cause = f"{show(folder)}: cannot be used as {name} ({error.strerror})"
                 raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
+        check_folders(settings)
         yield
 
 

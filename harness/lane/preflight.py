@@ -56,7 +56,11 @@ def check_model(settings: Settings, say: Callable[[str], None]) -> None:
         cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
         raise LaneError("preflight", "model_missing", cause, "set LANE_MODEL to an exported model")
     else:
-        fetch_model(settings.model, say)
+        try:
+            fetch_model(settings.model, say)
+        except LaneError as error:
+            error.cause = f"LANE_MODEL={show(directory)} is no directory here; as a name on the hub: {error.cause}"
+            raise
 
 
 def check_processor(settings: Settings) -> None:

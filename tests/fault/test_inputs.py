@@ -582,6 +582,16 @@ def test_a_mistyped_setting_costs_no_finished_run(tmp_path: Path) -> None:
         lane_child.assert_refused(lane_child.run(tmp_path / "new", setting), code)
 
 
+def test_a_status_path_that_cannot_be_written_costs_no_finished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    (tmp_path / "place").symlink_to("nowhere")
+    ended = lane_child.run(tmp_path / "run", {"TRAIN_STATUS_PATH": str(tmp_path / "place" / "status.json")})
+    assert ended.exit_code == 3 and ended.printed_report["root_cause"].startswith("run_directory_unusable: ")
+    assert "TRAIN_STATUS_PATH" in ended.printed_report["next_unblock_action"]
+    assert contents(tmp_path / "run") == before
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder but the lock, and what it holds."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lane.lock"]
