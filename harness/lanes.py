@@ -281,7 +281,8 @@ class ExternalProcess:
         self.lane, self.run_dir, self.run_id = lane, run_dir.absolute(), uuid.uuid4().hex
         self._cwd = (root or lane.root) / lane.cwd
         self._numeric_class = numeric_class
-        self._prepare()
+        with _usable(self.run_dir):
+            self._prepare()
         own = lane.folder / lane.audio if lane.audio else None
         self.audio = audio or own
         words = {"{python}": sys.executable, "{run_dir}": str(self._work), "{audio}": str(self.audio or "")}
@@ -361,7 +362,8 @@ class ExternalProcess:
             ended = self._process.wait()
         finally:
             self.stop()
-        self._collect(ended, numeric_class)
+        with _usable(self.run_dir):
+            self._collect(ended, numeric_class)
         return self
 
     def stop(self) -> None:
@@ -426,28 +428,39 @@ class ExternalProcess:
         return True
 
 
+@contextlib.contextmanager
+def _usable(run_dir: Path) -> Iterator[None]:
+    """What the run directory does not let be written is a fault of it, and not of the lane."""
+    try:
+        yield
+    except OSError as error:
+        what = f"something that cannot be used ({error.strerror or error})"
+        expected = "a run directory that can be written to, as in --lane-run-dir=DIR"
+        raise mismatch(error.filename or run_dir, what, expected) from None
+
+
 def _remove_run(run_dir: Path) -> None:
     """Remove an earlier run of an external lane: what its record lists, by name and content, and what the session that
     judged it wrote. The record stays, for the next run to replace, and so does the history. Raises EvidenceError, with
-    nothing removed, where anything else lies there."""
+    nothing removed, where anything else lies there; OSError."""
     expected = "an empty folder, or an earlier run of an external lane and nothing else"
     work = run_dir / "work"
     record = run_dir / (RUN_FILE if (run_dir / RUN_FILE).exists() else EARLIER[0])
     try:
         if kind_at(record) not in (SCHEMA, EARLIER[1]):
             raise mismatch(run_dir, f"files, and no {RUN_FILE} of a run", expected)
-        facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
-        for path in sorted(run_dir.rglob("*")):
-            is_folder = path.is_dir() and not path.is_symlink()
-            if not is_folder and not (_is_left(path, work, facts) or _is_of_run(path, facts)):
-                raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
-        for path in run_dir.iterdir():  # but for the record, which the next run replaces, and the history
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name not in (RUN_FILE, HISTORY, LOCK_NAME):
-                path.unlink()
-    except OSError as error:
-        raise mismatch(error.filename or run_dir, f"something that {error.strerror}", expected) from None
+    except NotOurs as error:
+        raise mismatch(record, f"something that {error.strerror}", expected) from None
+    facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
+    for path in sorted(run_dir.rglob("*")):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and not (_is_left(path, work, facts) or _is_of_run(path, facts)):
+            raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
+    for path in run_dir.iterdir():  # but for the record, which the next run replaces, and the history
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (RUN_FILE, HISTORY, LOCK_NAME):
+            path.unlink()
 
 
 def _is_left(path: Path, work: Path, facts: Mapping[str, Any]) -> bool:

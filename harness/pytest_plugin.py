@@ -38,7 +38,7 @@ from harness.lane.settings import VARIABLES
 from harness.lanes import ExternalLane, ExternalProcess, LaneTableError, find_lane
 from harness.launch import LaneProcess, run_lane
 from harness.present.collect import NAME as COLLECTOR
-from harness.present.collect import GateCollector, publish_verdict, register, tell_wants
+from harness.present.collect import GateCollector, publish_verdict, register, tell_gates
 from harness.present.gates import NOT_APPLICABLE
 from harness.runs.footprint import Footprint, interrupted
 from harness.session_run import GATE, SessionRun, ToldOnce, of_session
@@ -241,7 +241,7 @@ def lane_process(
             hold, hindrance = None, f"in use by {error}" if isinstance(error, Busy) else str(error.strerror)
         if lane is None:  # which says by itself what hinders it
             return LaneProcess(run_dir, hold=hold, on_line=(lambda line: _show_progress(line, say)) if say else _ignore)
-        try:
+        with told():
             if hold is None:
                 raise mismatch(run_dir, f"a folder that cannot be used: {hindrance}", "the run directory, free")
             if say and (line := interrupted(run_dir)):
@@ -249,12 +249,18 @@ def lane_process(
             footprint.begin()
             show = _Throttled(say) if say else _ignore
             return ExternalProcess(lane, run_dir, numeric_class=_numeric_class, on_line=show)
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
         except EvidenceError as error:
             know(SessionRun(run_dir, "none", f"no run: {error}"))
             pytest.fail(str(error), pytrace=False)
 
     def end(process: LaneProcess | ExternalProcess) -> RunEvidence:
-        ended = process.wait()
+        with told():
+            ended = process.wait()
         return know(SessionRun(run_dir, ended.run_id, getattr(ended, "report", "")))
 
     if config.getoption("--lane-evidence"):
@@ -465,9 +471,9 @@ class _Throttled:
             self._say(f"lane: {line[:200]}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The gates for external lanes run the lane again, and are for those alone."""
-    tell_wants(items)
+    """The gates for external lanes run the lane again, and are for those alone. First, before -k deselects some."""
     if config.getoption("forked", False) and any(item.get_closest_marker("smoke") for item in items):
         raise pytest.UsageError(
             "--forked runs each test in a process of its own, and the gates share the one run of their session: leave "
@@ -478,6 +484,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         black_box = [item for item in items if getattr(getattr(item, "function", None), "__module__", "") == module]
         config.hook.pytest_deselected(items=black_box)
         items[:] = [item for item in items if item not in black_box]
+    tell_gates(config, items)
 
 
 class Applicable:

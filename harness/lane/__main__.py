@@ -48,7 +48,7 @@ from harness.lane.environment import (
     peak_memory_bytes,
 )
 from harness.lane.errors import EXIT_CODES, LaneError, shortage
-from harness.lane.outputs import check_outputs, not_ours, remove_earlier
+from harness.lane.outputs import check_folders, check_outputs, not_ours, remove_earlier
 from harness.lane.settings import VARIABLES, Settings, read_settings, settings_table
 from harness.numerics.modes import environment_pins
 
@@ -279,6 +279,7 @@ def locked(settings: Settings, own: Callable[[Path], AbstractContextManager[None
             except OSError as error:
                 cause = f"{show(folder)}: cannot be used as {name} ({error.strerror})"
                 raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
+        check_folders(settings)
         yield
 
 
@@ -572,15 +573,13 @@ def check(environment: Mapping[str, str]) -> LaneError | None:
             run.settings = settings = read_settings(environment)
             with locked(settings, could_own):
                 run.step = "prepare"
-                from harness.lane.dataset import find_audio
                 from harness.lane.preflight import preflight
 
-                find_audio(settings)
                 audio = Path(folder) / "audio"
                 if not settings.run_prepare and settings.audio_dir.is_dir():
                     shutil.copytree(settings.audio_dir, audio)
                 run.step = "preflight"
-                narration = preflight(settings)
+                narration = preflight(settings, say)
                 run_lane(dataclasses.replace(settings, run_dir=Path(folder), audio_dir=audio), run, narration)
         except Exception as error:
             failure = failure_of(error, run)
@@ -634,7 +633,7 @@ def main(arguments: list[str] | None = None) -> int:
             run.enter("preflight")
             from harness.lane.preflight import preflight
 
-            narration = preflight(settings)
+            narration = preflight(settings, say)
             held.enter_context(logging_to(settings.log_path))
             begin(settings, run)
             run_lane(settings, run, narration)

@@ -12,13 +12,14 @@ import importlib.util
 import inspect
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import file_sha256, show
+from harness.base.files import file_sha256, is_lfs_pointer, show
 from harness.lane.errors import LaneError, shortage
 
 MODEL_FILES = ("state_dict.bin", "compression_state_dict.bin")
@@ -124,6 +125,21 @@ class Cache:
             options["tqdm_class"] = _progress_class(f"{repository}/{name}", self._say)
         self._say(f"DOWNLOAD {repository}/{name}")
         return Path(self._hub.hf_hub_download(repository, name, **options))
+
+
+def check_model_file(path: Path) -> None:
+    """Refuse what cannot be a file of a model, by its place and first bytes. Raises LaneError (step ``load_model``)."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+        found, code, action = "is no regular file", "model_refused", "set LANE_MODEL to an exported model"
+        if regular and is_lfs_pointer(path):
+            found, code, action = "is a git-LFS pointer, not the model", "model_is_lfs_pointer", "git lfs pull"
+        elif regular:
+            return
+    except FileNotFoundError:
+        found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
+        code, action = "model_missing", "set LANE_MODEL to an exported model"
+    raise LaneError("load_model", code, f"{show(path)}: {found}", action)
 
 
 def fetch_model(name: str, say: Say) -> dict[str, Path]:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import re
-import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 from torch.nn import init
 from torch.utils.serialization import config
 
-from harness.base.files import file_sha256, is_lfs_pointer, show
+from harness.base.files import file_sha256, show
 from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError, shortage
 from harness.lane.hub import (
     MODEL_FILES,
     ask_the_hub_no_more,
+    check_model_file,
     fetch_model,
     fetch_parts,
     files_digest,
@@ -45,10 +45,7 @@ def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, li
             return LaneError("load_model", code, f"{show(path)}: {found}", action)
 
         try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise refuse("model_refused", "is no regular file", "set LANE_MODEL to an exported model")
-            if is_lfs_pointer(path):
-                raise refuse("model_is_lfs_pointer", "is a git-LFS pointer, not the model", "git lfs pull")
+            check_model_file(path)
             check_pickle(path)
             package = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             weights = {} if "pretrained" in package else package["best_state"]
@@ -70,9 +67,6 @@ def check_model_files(files: dict[str, Path]) -> tuple[list[str], str | None, li
                 raise refuse("model_refused", "its configuration is no text", "export the model again")
             encoders += named_parts(config)
             digests.append(file_sha256(path))
-        except FileNotFoundError:
-            found = f"there is no such file; a model directory holds {' and '.join(MODEL_FILES)}"
-            raise refuse("model_missing", found, "set LANE_MODEL to an exported model") from None
         except LaneError:
             raise
         except Exception as error:  # a hostile pickle can make the reader raise anything
@@ -160,13 +154,6 @@ def load_model(
             import transformers
 
             transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
-        if settings.attention_backend == "xformers":
-            import xformers.ops  # the placeholder, which has no file, or the real one
-
-            if not hasattr(xformers.ops, "__file__"):
-                cause = "EFFICIENT_ATTENTION_BACKEND=xformers, and xformers is not installed"
-                action = "pip install xformers, or set EFFICIENT_ATTENTION_BACKEND=torch"
-                raise LaneError("load_model", "package_missing", cause, action)
         from audiocraft.modules.transformer import set_efficient_attention_backend
 
         set_efficient_attention_backend(settings.attention_backend)  # before a model is built

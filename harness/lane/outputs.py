@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def check_outputs(settings: Settings) -> None:
         cause = f"{show(others[0])}: an earlier run's, of another model; a run directory holds one checkpoint"
         action = "set RESET_TRAIN_OUTPUTS=1, which removes it, or LANE_RUN_DIR to another folder"
         raise LaneError("run_directory", "checkpoint_of_another_model", cause, action)
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse, before anything of an earlier run is removed, a folder of an output that cannot be made or written into.
+    Raises LaneError (step ``run_directory``); leaves nothing behind."""
+    for folder, path in {path.parent: path for path, _ in outputs(settings)}.items():
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        try:
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            name = _variable(path, settings)
+            cause = f"{show(folder)}: cannot be used for {name} ({error.strerror})"
+            action = f"set {name} to a place you can write to"
+            raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
 
 
 def not_ours(error: NotOurs, settings: Settings) -> LaneError:

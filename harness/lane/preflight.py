@@ -1,35 +1,66 @@
-"""Step ``preflight``: can this processor compute what is asked for, is there a model, is the narration there and whole?
+"""Step ``preflight``: can this processor compute what is asked for, is the narration there and whole, are there
+a model and the other recordings?
 
 Nothing is written, and nothing of an earlier run is removed yet: a mistyped path costs none."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.base.files import is_lfs_pointer, show
 from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.dataset import find_audio, read_manifest
 from harness.lane.errors import LaneError
+from harness.lane.hub import MODEL_FILES, check_model_file, fetch_model
 from harness.lane.outputs import check_names
 from harness.lane.settings import Settings
 from harness.numerics.processor import FORCING, lacking
 
 
-def preflight(settings: Settings) -> AudioFacts:
-    """All of it; returns what one pass over the narration found. Raises LaneError (step ``preflight``)."""
-    check_names(settings)
-    check_processor(settings)
-    check_model_name(settings)
-    return check_narration(settings)
+def preflight(settings: Settings, say: Callable[[str], None]) -> AudioFacts:
+    """All of it; returns what one pass over the narration found. ``say`` shows what is downloaded.
+
+    Raises LaneError (step ``preflight``).
+    """
+    try:
+        check_names(settings)
+        check_processor(settings)
+        narration = check_narration(settings)
+        check_model(settings, say)
+        if settings.run_prepare:
+            find_audio(settings)
+        else:
+            read_manifest(settings)
+        return narration
+    except LaneError as error:  # also of those whose code is a later step's too
+        error.step = "preflight"
+        raise
 
 
-def check_model_name(settings: Settings) -> None:
-    """Refuse a LANE_MODEL that can be none. What a directory or the hub holds is seen when it is loaded."""
+def check_model(settings: Settings, say: Callable[[str], None]) -> None:
+    """Refuse a LANE_MODEL that is none: a path with nothing there, a directory without a model's files, a name that
+    neither cache nor hub has. What is in the files is seen when they are loaded. Raises LaneError."""
+    if settings.attention_backend == "xformers" and importlib.util.find_spec("xformers") is None:
+        cause = "EFFICIENT_ATTENTION_BACKEND=xformers, and xformers is not installed"
+        action = "pip install xformers, or set EFFICIENT_ATTENTION_BACKEND=torch"
+        raise LaneError("preflight", "package_missing", cause, action)
     directory = Path(settings.model)
-    if not directory.is_dir() and (directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model)):
+    if directory.is_dir():
+        for name in MODEL_FILES:
+            check_model_file(directory / name)
+    elif directory.exists() or not re.fullmatch(r"[\w-]+(/[\w.-]+)?", settings.model):
         cause = f"LANE_MODEL={show(directory)} is no model directory, and no name on the hub (owner/name)"
         raise LaneError("preflight", "model_missing", cause, "set LANE_MODEL to an exported model")
+    else:
+        try:
+            fetch_model(settings.model, say)
+        except LaneError as error:
+            error.cause = f"LANE_MODEL={show(directory)} is no directory here; as a name on the hub: {error.cause}"
+            raise
 
 
 def check_processor(settings: Settings) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from harness.base.text import visible
 from harness.present.changed import Place, base_of, changed_place
-from harness.present.gates import NOT_APPLICABLE, OUTCOMES, XFAILED, XPASSED, GateResult, by_reason, holds_run
+from harness.present.gates import NOT_APPLICABLE, NOT_RUN, OUTCOMES, XFAILED, XPASSED, GateResult, by_reason, holds_run
 from harness.present.text import count
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 MARKER = "smoke"
 NAME = "lane-gates"
 _VERDICT = "lane_verdict"
+_COLLECTED = "lane_gates"
 NOT_THE_CODE = ("nondeterministic", "environment-moved")  # verdicts
 _ANNOTATIONS = 10  # GitHub shows no more of one step
+_NOT_RUN = "it was deselected, or the session ended before it"
 _PYTESTS_OWN = ("passed", "failed", "skipped")
 
 
@@ -49,6 +51,7 @@ class GateCollector:
         # What each process said of each gate: with `--dist each` several do.
         self._reports: dict[str, dict[object, list[pytest.TestReport]]] = {}
         self._crashes: list[pytest.TestReport] = []
+        self._collected: dict[str, GateResult] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what is said of a gate: it comes phase by phase, and all of it again where a plugin runs it again."""
@@ -75,8 +78,22 @@ class GateCollector:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """With pytest-xdist: what a worker knew of the verdict when it ended."""
-        if _VERDICT in (output := getattr(node, "workeroutput", {})):
+        output = getattr(node, "workeroutput", {})
+        if _VERDICT in output:
             self.take_verdict(*output[_VERDICT])
+        self.take_collected(output.get(_COLLECTED, ()))
+
+    def take_collected(self, gates: Iterable[Sequence[Any]]) -> None:
+        """The gates that a process found, (node id, path, line, wants) of each: those that it then ran, and others."""
+        for nodeid, path, line, wants in gates:
+            self._collected[nodeid] = GateResult(nodeid, NOT_RUN, _NOT_RUN, path=path, line=line, wants=wants)
+
+    @property
+    def judged(self) -> list[GateResult]:
+        """How the gates ended, with those that were not run; nothing where none was."""
+        gates = self.gates
+        ran = {gate.nodeid for gate in gates}
+        return [*gates, *(gate for nodeid, gate in self._collected.items() if nodeid not in ran)] if gates else []
 
     def take_verdict(self, found: int, verdict: Mapping[str, Any] | None, lines: Sequence[str]) -> None:
         """Of what the processes of a session knew of its one verdict, the latest: that with most findings."""
@@ -85,9 +102,15 @@ class GateCollector:
 
     @pytest.hookimpl(tryfirst=True)  # JUnit's plugin writes its file in this hook
     def pytest_sessionfinish(self) -> None:
+<<<<<<< HEAD
         run = self.run()
         gates = self.gates
         if run is None or not gates:
+=======
+        run_dir = self.run_dir()
+        gates = self.judged
+        if run_dir is None or not gates:
+>>>>>>> df292d02d8984204594876d016b76666cc3c6013
             return
         run_dir = run if isinstance(run, Path) else run.run_dir
         if not holds_run(run_dir):
@@ -135,12 +158,24 @@ def publish_verdict(config: pytest.Config, found: int, verdict: Mapping[str, Any
         collector.take_verdict(found, verdict, lines)
 
 
-def tell_wants(items: Iterable[pytest.Item]) -> None:
-    """Let each gate's report say what the gate wants: the first paragraph of its docstring. From a worker too."""
+def tell_gates(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Let each gate's report say what the gate wants: the first paragraph of its docstring. And let the collector know
+    of all gates, before any is deselected. From a worker too."""
+    gates = []
     for item in items:
-        doc = inspect.getdoc(getattr(item, "function", None)) if MARKER in item.keywords else None
-        if doc:
-            item.user_properties.append(("wants", " ".join(doc.partition("\n\n")[0].split())))
+        if MARKER not in item.keywords:
+            continue
+        doc = inspect.getdoc(getattr(item, "function", None)) or ""
+        wants = " ".join(doc.partition("\n\n")[0].split())
+        if wants:
+            item.user_properties.append(("wants", wants))
+        path, line, _ = item.location
+        gates.append([item.nodeid, path.replace(os.sep, "/"), (line or 0) + 1, _one_line(wants)])
+    collector = config.pluginmanager.get_plugin(NAME)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_COLLECTED] = gates
+    elif isinstance(collector, GateCollector):
+        collector.take_collected(gates)
 
 
 def result_of(reports: Sequence[pytest.TestReport]) -> GateResult | None:

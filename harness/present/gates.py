@@ -28,8 +28,10 @@ _RECORD = "run.json"  # in the run directory of a lane with a table
 _DETAILED = 100
 PASSED = "passed"
 NOT_APPLICABLE = "not applicable"  # an external lane does not give what the gate judges
+NOT_RUN = "not run"  # deselected (-k, a shard of a CI job), or the session ended before it
 XFAILED, XPASSED = "xfailed", "xpassed"  # of a gate that somebody marked as expected to fail
-OUTCOMES = (PASSED, "failed", "error", XPASSED, XFAILED, "skipped", NOT_APPLICABLE)
+IDLE = (NOT_RUN, NOT_APPLICABLE)  # it judged nothing
+OUTCOMES = (PASSED, "failed", "error", XPASSED, XFAILED, "skipped", NOT_RUN, NOT_APPLICABLE)
 
 
 class GatesError(Exception):
@@ -178,14 +180,13 @@ def by_reason(gates: Sequence[GateResult]) -> list[list[GateResult]]:
     for gate in gates:
         if gate.outcome != PASSED:
             groups.setdefault((gate.outcome, gate.reason), []).append(gate)
-    order = {"failed": 0, "error": 0, XPASSED: 1, XFAILED: 1, "skipped": 1, NOT_APPLICABLE: 2}
+    order = {"failed": 0, "error": 0, XPASSED: 1, XFAILED: 1, "skipped": 1, NOT_RUN: 1, NOT_APPLICABLE: 2}
     return sorted(groups.values(), key=lambda group: order.get(group[0].outcome, 0))
 
 
 def all_passed(gates: Sequence[GateResult]) -> bool:
-    """Whether there are gates, and all of them passed: a skipped one did not. One that is not applicable judged
-    nothing, so that there must be others."""
-    judged = [gate for gate in gates if gate.outcome != NOT_APPLICABLE]
+    """Whether gates judged something, and all of those passed: a skipped one did not."""
+    judged = [gate for gate in gates if gate.outcome not in IDLE]
     return bool(judged) and all(gate.outcome == PASSED for gate in judged)
 
 

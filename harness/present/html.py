@@ -20,7 +20,7 @@ from harness.evidence import EvidenceError
 from harness.present.audio import CLIPS, SECONDS, Clip, NoAudio, possible_clips, read_clips
 from harness.present.chart import Series, legend, line_chart
 from harness.present.facts import Facts, facts_of, loss_tolerance, relative
-from harness.present.gates import NOT_APPLICABLE, XFAILED, XPASSED, GateResult, all_passed, by_reason, counts
+from harness.present.gates import NOT_APPLICABLE, NOT_RUN, XFAILED, XPASSED, GateResult, all_passed, by_reason, counts
 from harness.present.history import read_history
 from harness.present.picture import RANGE_DB, TOP_HZ, spectrogram_png
 from harness.present.style import POLICY, STYLE
@@ -31,7 +31,16 @@ CODEBOOKS_SHOWN = 8
 _NAMED = 12  # red gates that the verdict names
 _TREND = 10  # runs in the table; the charts have all that are kept
 _FLOOR = 1e-17  # where a distance of zero is drawn
-_OUTCOME = {"passed": "✓", "failed": "✗", "error": "✗", "skipped": "–", XFAILED: "–", XPASSED: "–", NOT_APPLICABLE: "·"}
+_OUTCOME = {
+    "passed": "✓",
+    "failed": "✗",
+    "error": "✗",
+    "skipped": "–",
+    XFAILED: "–",
+    XPASSED: "–",
+    NOT_RUN: "–",
+    NOT_APPLICABLE: "·",
+}
 _GOOD = ("match", "tolerance-match")
 
 
@@ -110,6 +119,8 @@ def _headline(gates: Sequence[GateResult], verdict: Mapping[str, Any] | None, fa
         return str(verdict["verdict"]), "bad"
     if not all_passed(gates):
         return counts(gates), "bad"
+    if any(gate.outcome == NOT_RUN for gate in gates):
+        return counts(gates), "unsure"
     if verdict is None:
         return "gates passed, not compared with a baseline", "unsure"
     return str(verdict["verdict"]), "good"
@@ -145,7 +156,9 @@ def _verdict(facts: Facts, gates: Sequence[GateResult], verdict: Mapping[str, An
 
 def _red(gates: Sequence[GateResult]) -> str:
     """Links to the gates that are red."""
-    red = [(n, gate) for n, gate in enumerate(gates) if gate.outcome not in ("passed", "skipped", NOT_APPLICABLE)]
+    red = [
+        (n, gate) for n, gate in enumerate(gates) if gate.outcome not in ("passed", "skipped", NOT_RUN, NOT_APPLICABLE)
+    ]
     links = [f'<a href="#gate-{n}">{escape(gate.name)}</a>' for n, gate in red[:_NAMED]]
     more = f', <a href="#gates">and {len(red) - _NAMED} more</a>' if len(red) > _NAMED else ""
     return f'<p class="red">Red: {", ".join(links)}{more}</p>' if red else ""
@@ -196,7 +209,7 @@ def _gate_table(caption: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _class(gate: GateResult) -> str:
-    return "skipped" if gate.outcome in (NOT_APPLICABLE, XFAILED, XPASSED) else escape(gate.outcome)
+    return "skipped" if gate.outcome in (NOT_APPLICABLE, NOT_RUN, XFAILED, XPASSED) else escape(gate.outcome)
 
 
 def _gate(gate: GateResult, number: int, *, details: bool = False) -> list[str]:

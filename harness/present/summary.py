@@ -16,7 +16,9 @@ from typing import Any
 
 from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
 from harness.present.gates import (
+    IDLE,
     NOT_APPLICABLE,
+    NOT_RUN,
     XFAILED,
     XPASSED,
     GateResult,
@@ -41,6 +43,7 @@ _MARK = {
     "skipped": "➖",
     XFAILED: "➖",
     XPASSED: "➖",
+    NOT_RUN: "➖",
     NOT_APPLICABLE: "·",
 }
 _METRICS = (
@@ -108,10 +111,11 @@ def shorten(text: str, limit: int = LIMIT) -> str:
 
 def _run(found: GatesFile, report: Mapping[str, str]) -> list[str]:
     verdict = found.verdict
-    passed = all_passed(found.gates)
+    whole = all(gate.outcome != NOT_RUN for gate in found.gates)
+    mark = ("✅" if whole else "➖") if all_passed(found.gates) else "❌"
     status = found.metrics.get("objective_status", "unknown")
     title = "no comparison with a baseline" if verdict is None else str(verdict.get("verdict"))
-    lines = [f"## {'✅' if passed else '❌'} Lane: {code(title)} · {counts(found.gates)}", ""]
+    lines = [f"## {mark} Lane: {code(title)} · {counts(found.gates)}", ""]
     if status != "completed":
         lines += _failure(report)
     if verdict is not None:
@@ -151,8 +155,8 @@ def _gates(gates: Sequence[GateResult]) -> list[str]:
     groups = by_reason(gates)
     lines: list[str] = []
     if groups:
-        inapplicable = all(group[0].outcome == NOT_APPLICABLE for group in groups)
-        lines += ["### Gates that are not applicable" if inapplicable else "### Gates that did not pass", ""]
+        idle = all(group[0].outcome in IDLE for group in groups)
+        lines += ["### Gates that judged nothing" if idle else "### Gates that did not pass", ""]
         rows = []
         for group in groups[:_ROWS]:
             # Gates with one reason share a row.

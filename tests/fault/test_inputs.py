@@ -562,6 +562,7 @@ def test_setting_not_understood_is_refused_on_disk_too(name: str, tmp_path: Path
 
 
 MISTYPED = {
+    "source_missing": {"KNOWLEDGE_SOURCE_DIR": "no/such/folder"},
     "setting_not_understood": {"LANE_STEPS": "many"},
     "setting_unknown": {"LANE_STEP": "5"},
     "audio_missing": {"AUDIO_PATH": "no/such.wav"},
@@ -575,11 +576,21 @@ def test_a_mistyped_setting_costs_no_finished_run(tmp_path: Path) -> None:
     refusal is what the directory tells."""
     write_run(tmp_path / "run")
     before = contents(tmp_path / "run")
-    for code, setting in MISTYPED.items():
+    for code, setting in [*MISTYPED.items(), ("model_missing", {"LANE_MODEL": "data"})]:
         ended = lane_child.run(tmp_path / "run", setting)
         assert ended.exit_code == 3 and ended.printed_report["root_cause"].startswith(f"{code}: ")
         assert contents(tmp_path / "run") == before
         lane_child.assert_refused(lane_child.run(tmp_path / "new", setting), code)
+
+
+def test_a_status_path_that_cannot_be_written_costs_no_finished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    (tmp_path / "place").symlink_to("nowhere")
+    ended = lane_child.run(tmp_path / "run", {"TRAIN_STATUS_PATH": str(tmp_path / "place" / "status.json")})
+    assert ended.exit_code == 3 and ended.printed_report["root_cause"].startswith("run_directory_unusable: ")
+    assert "TRAIN_STATUS_PATH" in ended.printed_report["next_unblock_action"]
+    assert contents(tmp_path / "run") == before
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -647,7 +658,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     import torch
 
     from harness.lane.model import check_model_directory
-    from harness.lane.preflight import check_model_name
+    from harness.lane.preflight import check_model
     from harness.lane.settings import read_settings
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -683,7 +694,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     for text in ("https://example.invalid/model.bin", str(evil), str(tmp_path / "nowhere"), "a/b/c"):
         settings = read_settings({"LANE_MODEL": text, "LANE_RUN_DIR": str(tmp_path)})
         with pytest.raises(LaneError) as caught:
-            check_model_name(settings)
+            check_model(settings, print)
         assert caught.value.code == "model_missing", f"{text}: {caught.value.cause}"
     if hasattr(os, "mkfifo"):
         model = _model_with(tmp_path / "fifo", "state_dict.bin", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.evidence import RunEvidence
+from harness.lane.environment import let_warnings_be_warnings
 
 Array = NDArray[np.float64]
 ZEROS, ROLLOFF = 24, 0.945  # of julius' filter: zero crossings to each side, and the part of the band that is kept
@@ -38,7 +40,9 @@ def load_model() -> Any:
     from audiocraft.modules.transformer import set_efficient_attention_backend
 
     set_efficient_attention_backend("torch")
-    model = MusicGen.get_pretrained(name, device="cpu")
+    with warnings.catch_warnings():  # a user's -W error is not for what audiocraft and torch warn of
+        let_warnings_be_warnings()
+        model = MusicGen.get_pretrained(name, device="cpu")
     model.lm.double()
     model.compression_model.double()
     return model

@@ -160,6 +160,7 @@ def test_hostile_text_stays_text(run_dir: Path) -> None:
         ([GOOD, dataclasses.replace(GOOD, outcome="skipped")], MATCH, "2 gates: 1 passed, 1 skipped", "bad"),
         ([], MATCH, "no gate ran", "bad"),
         ([GOOD], None, "gates passed, not compared with a baseline", "unsure"),
+        ([GOOD, dataclasses.replace(BAD, outcome="not run")], MATCH, "2 gates: 1 passed, 1 not run", "unsure"),
     ],
 )
 def test_only_what_passed_looks_good(run_dir: Path, gates: Any, verdict: Any, said: str, kind: str) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,32 @@ def test_a_command_that_is_none_and_a_folder_that_is_somebodys(tmp_path: Path) -
     missing = parse_lane("mine", {**GOOD, "initial_checkpoint": "gone.npz"}, tmp_path)
     with pytest.raises(EvidenceError, match=r"initial_checkpoint: found .*gone.npz"):
         ExternalProcess(missing, tmp_path / "run")
+
+
+def a_file(folder: Path) -> None:
+    folder.write_text("somebody's")
+
+
+def a_dangling_link(folder: Path) -> None:
+    folder.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("trouble", [a_file, a_dangling_link])
+def test_a_run_directory_that_cannot_be_used_is_named_and_no_traceback(
+    trouble: Callable[[Path], None], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    trouble(run_dir)
+    with pytest.raises(EvidenceError, match="run: found something that cannot be used"):
+        ExternalProcess(parse_lane("mine", GOOD, tmp_path), run_dir)
+
+
+def test_a_run_directory_that_goes_away_while_the_lane_runs_is_named(tmp_path: Path) -> None:
+    """As a disk that is full by then: nothing can be written there any more."""
+    lane = parse_lane("mine", {"command": ["rm", "-r", str(tmp_path / "run")], "report": {"output": True}}, tmp_path)
+    process = ExternalProcess(lane, tmp_path / "run")
+    with pytest.raises(EvidenceError, match="found something that cannot be used"):
+        process.wait()
 
 
 def test_the_history_outlives_a_run(tmp_path: Path) -> None:

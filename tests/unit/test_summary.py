@@ -247,8 +247,8 @@ SESSION = """
         if not hasattr(config, "workerinput"):
             collect.register(config, lambda: Path({run_dir!r}))
 
-    def pytest_collection_modifyitems(items):
-        collect.tell_wants(items)
+    def pytest_collection_modifyitems(config, items):
+        collect.tell_gates(config, items)
 
     @pytest.fixture(scope="session", autouse=True)
     def verdict(request):
@@ -276,6 +276,7 @@ GATES = """
         yield
         raise RuntimeError("at the end")
     def test_messy(messy): pass
+    def test_elsewhere(): pass
 """
 
 
@@ -297,7 +298,7 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
         "PYTEST_ADDOPTS": "",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
-    words = [sys.executable, "-m", "pytest", *workers, "--junitxml", "junit.xml"]
+    words = [sys.executable, "-m", "pytest", *workers, "--junitxml", "junit.xml", "-k", "not elsewhere"]
     done = subprocess.run(words, cwd=tests, env=environ, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
     found = read_gates(run_dir)
@@ -309,7 +310,9 @@ def test_pytest_leaves_gates_page_properties_and_annotations(tmp_path: Path, wor
         "left out": ("skipped", "Skipped: not here"),
         "broken": ("error", "RuntimeError: no fixture"),
         "messy": ("error", "RuntimeError: at the end"),
+        "elsewhere": ("not run", "it was deselected, or the session ended before it"),
     }
+    assert "1 not run" in (run_dir / "report.html").read_text()
     assert [(gate.wants, gate.measured) for gate in found.gates if gate.wants] == [("It wants this.", "4.5")]
     assert "::error file=test_gates.py,line=12,title=gate%3A plain::a plain reason" in done.stdout.splitlines()
     assert f"page: {run_dir / 'report.html'}" in done.stdout.splitlines()
