@@ -102,15 +102,9 @@ class GateCollector:
 
     @pytest.hookimpl(tryfirst=True)  # JUnit's plugin writes its file in this hook
     def pytest_sessionfinish(self) -> None:
-<<<<<<< HEAD
         run = self.run()
-        gates = self.gates
-        if run is None or not gates:
-=======
-        run_dir = self.run_dir()
         gates = self.judged
-        if run_dir is None or not gates:
->>>>>>> df292d02d8984204594876d016b76666cc3c6013
+        if run is None or not gates:
             return
         run_dir = run if isinstance(run, Path) else run.run_dir
         if not holds_run(run_dir):
