@@ -113,7 +113,8 @@ def test_two_workers_find_one_verdict_on_a_changed_lane_under_strict_warnings(re
     script.write_text(LANE)  # the norm is beyond what a double holds, of which NumPy warns
     try:
         assert recorded.session("-n", "2", "--reruns", "1", "-W", "error", **STRICT) == 1, recorded.text
-        assert "Warning" not in recorded.text and recorded.runs() == 2, recorded.text
+        assert "Warning" not in recorded.text, recorded.text
+        assert recorded.runs() == 3  # of the session, again, and the recorded code
         assert recorded.verdicts() == ["regression", "regression"], recorded.text
         notes = (read_gates(recorded.root / "artifacts" / "mine").verdict or {})["notes"]
         assert len(notes) == 2 and "the code moved it" in notes[1], notes
