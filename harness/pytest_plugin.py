@@ -295,12 +295,13 @@ def lane_process(
 
 
 @pytest.fixture(scope="session")
-def lane_run(lane_process: Callable[[], RunEvidence]) -> RunEvidence:
+def lane_run(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence]) -> RunEvidence:
     """The evidence of the session's one run. Never raises for a lane that failed: see ``RunEvidence.failure``."""
     # While the lane trains on one core, this process imports on another what the gates will need.
     with warnings.catch_warnings(), contextlib.suppress(ImportError):  # which the lane meets too, and says so
         let_warnings_be_warnings()
-        importlib.import_module("torch").set_num_threads(1)
+        if not is_external(request.config):  # of whose gates none needs it
+            importlib.import_module("torch").set_num_threads(1)
     gc.freeze()  # pytest's and Python's last collections would look through all that torch made: 0.6 s (measured)
     return lane_process()
 
