@@ -22,8 +22,8 @@ pytest_plugins = ("harness.pytest_plugin",)
 
 
 def begin_again_with_this_checkout(config):  # type: ignore[no-untyped-def]
-    """An environment links one checkout, and pytest loads its plugins from there before it reads this file. The tests
-    of a checkout are of its own lane: where another's code was loaded, pytest begins again with this one's first."""
+    """The tests of a checkout are of its own lane. pytest puts this folder first on Python's path; where another
+    checkout's code was imported before (by the program that starts pytest), it begins again with this one's first."""
     here, loaded = Path(__file__).resolve().parent, Path(harness.__file__).resolve().parents[1]
     if here == loaded:
         return

@@ -36,7 +36,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-# As an older pytest does where an environment links the first checkout: its plugin is there before any of the second.
+# A program that starts pytest and has imported the first checkout, which the environment links.
 PYTEST = ["-c", "import sys, harness, pytest; sys.exit(pytest.main(sys.argv[1:]))", "-p", "no:randomly"]
 LINKED = [*PYTEST, "-m", "smoke", "-p", "no:cacheprovider"]
 
