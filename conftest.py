@@ -10,11 +10,37 @@ Both live in harness/pytest_plugin.py, so that another project can use the same 
 * the report is printed at the end, whatever happened.
 """
 
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+
 pytest_plugins = ("harness.pytest_plugin",)
 
 
+def begin_again_with_this_checkout(config):  # type: ignore[no-untyped-def]
+    """The tests of a checkout are of its own lane. pytest puts this folder first on Python's path; where another
+    checkout's code was imported before (by the program that starts pytest), it begins again with this one's first."""
+    here, loaded = Path(__file__).resolve().parent, Path(harness.__file__).resolve().parents[1]
+    if here == loaded:
+        return
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if others[0] == str(here) or hasattr(config, "workerinput"):
+        raise pytest.UsageError(
+            f"these tests are of {here}, and Python imports harness from {loaded}: leave out -I, -E"
+        )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *filter(None, others)])
+    # -P: or the current folder, which may be another checkout, would come before it.
+    os.execv(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]])
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):  # type: ignore[no-untyped-def]
     """`pytest -m smoke` collects the smoke gates alone, from whatever folder; reading all other tests takes as long as
     importing torch."""
+    begin_again_with_this_checkout(config)
     if config.getoption("-m") == "smoke" and config.args_source is not config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / "tests" / "smoke")]

@@ -15,16 +15,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.bootstrap.plan import AUDIOCRAFT_VERSION, TORCH_VERSION, read_requirements  # noqa: E402
+from harness.bootstrap.plan import AUDIOCRAFT_VERSION, needed  # noqa: E402
 
 
 def resolved() -> list[str]:
     """`name==version` of each package, and this Python itself. Raises CalledProcessError where pip finds no answer."""
-    needs = [need.text for need in read_requirements(ROOT / "pyproject.toml")]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report)]
-        command = [sys.executable, "-m", "pip", *words, *needs, f"torch=={TORCH_VERSION}"]
+        command = [sys.executable, "-m", "pip", *words, *needed(ROOT, {}, tests=True)]
         subprocess.run(command, check=True, stdout=sys.stderr)
         packages = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
     lines = [f"{package['name']}=={package['version']}" for package in packages]

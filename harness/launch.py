@@ -19,6 +19,7 @@ from pathlib import Path
 
 from harness.base.files import atomic_write, show, write_json
 from harness.base.lock import INHERITED, Busy, Hold, owned
+from harness.base.project import HOME, first_on_path, is_checkout
 from harness.base.report import HEADER, one_line, render_report
 from harness.lane.settings import DEFAULT_THREADS, default_timeout_s
 from harness.numerics.modes import environment_pins
@@ -66,8 +67,9 @@ class LaneProcess:
         # Where a value is not understood the lane says so itself; here any will do.
         threads = int(_number(environment.get("LANE_THREADS"), DEFAULT_THREADS))
         environment |= environment_pins(environment.get("LANE_NUMERICS", "universal"), threads)
-        if code is not None:
-            environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [environment.get("PYTHONPATH")])])
+        # The lane of this very checkout, whatever the current folder holds and the environment links.
+        if (home := code or (HOME if is_checkout(HOME) else None)) is not None:
+            environment = first_on_path(home, environment)
         limit = default_timeout_s(environment.get("LANE_MODEL", ""))
         self._limit_s = _number(environment.get("LANE_TIMEOUT_S"), limit)
         status = environment.get("TRAIN_STATUS_PATH") or str(run_dir / "train_status.json")
@@ -75,7 +77,7 @@ class LaneProcess:
         self._printed: list[str] = []  # the report that it printed
         self._started_at = _now()
         flags = ["-O"] * sys.flags.optimize
-        command = [*(interpreter or (sys.executable,)), *flags, "-m", "harness.lane"]
+        command = [*(interpreter or (sys.executable,)), *flags, "-P", "-m", "harness.lane"]
         self._on_line, self._hold = on_line, hold
         fds: tuple[int, ...] = ()
         if hold is not None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.project import default_baselines
 from harness.baselines.baseline import Baseline, BaselineError, Store, load
 from harness.baselines.result import shown
 
-DEFAULT_ROOT = Path(__file__).resolve().parents[2] / "baselines"
 REFERENCE_SCHEMA = "lane_reference/1"
 _REFERENCE_LIMIT = 1 << 20
 _REFERENCE_FIELDS = {"title": str, "result": dict, "provenance": dict}
@@ -21,13 +21,13 @@ _REFERENCE_FIELDS = {"title": str, "result": dict, "provenance": dict}
 def main(argv: Sequence[str]) -> int:
     """The command. Returns its exit code: 0; 1 when a file cannot be read, or not one has the name that was asked for.
 
-    Raises SystemExit(2) for wrong usage.
+    Raises SystemExit(2) for wrong usage, which the command line makes 64.
     """
     parser = argparse.ArgumentParser(
         prog="python3 -m harness baseline", description="What is recorded under baselines/."
     )
     parser.add_argument(
-        "--root", type=Path, default=DEFAULT_ROOT, help="the folder of baselines (default: %(default)s)"
+        "--root", type=Path, default=default_baselines(), help="the folder of baselines (default: %(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="a baseline, or all of them and the published reference")

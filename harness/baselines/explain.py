@@ -177,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python3 -m harness explain",
         description="Say where two results part: step, phase, tensor; by how much; and what that usually comes from.",
-        epilog="exit codes: 0 no difference, 1 they differ, 2 they cannot be compared",
+        epilog="exit codes: 0 no difference; 1 they differ; 2 they cannot be compared; 64 wrong usage",
     )
     parser.add_argument("a", metavar="A", help="a run directory, a checkpoint (.pt, .npz) or a baseline (.json)")
     parser.add_argument("b", metavar="B", help="another one")

@@ -274,7 +274,16 @@ def _model_name(evidence: RunEvidence) -> str:
 
 
 # Different in every run, or said elsewhere.
-_NO_ENVIRONMENT = {"schema", "run_id", "lane", "promotable", "numeric_class", "numeric_mode", "head_commit"}
+_NO_ENVIRONMENT = {
+    "schema",
+    "run_id",
+    "lane",
+    "promotable",
+    "numeric_class",
+    "numeric_mode",
+    "head_commit",
+    "code_digest",
+}
 
 
 def _flat(evidence: RunEvidence, which: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ baseline that is recorded before its change is committed still leads to the comm
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from harness.baselines.baseline import Baseline, Code
 from harness.baselines.compare import SecondLegUnavailable
 from harness.evidence import RunEvidence
+from harness.numerics.digest import blob_name, code_digest
 
 CODE_PATHS = ("harness/lane", "harness/numerics")  # what computes a result
 _PREFIX = "second-leg-"  # of a temporary checkout's folder; the id of the process that made it follows
@@ -52,7 +52,7 @@ def code_of(repository: Path, paths: Sequence[str] = CODE_PATHS, suffix: str = "
     if any(not any(file.is_relative_to(path) for file in files) for path in named):
         return Code(commit, dirty, "")
     blobs = [(Path(os.path.relpath(file, repository)).as_posix(), _blob(file)) for file in files]
-    return Code(commit, dirty, _digest(blobs))
+    return Code(commit, dirty, code_digest(blobs))
 
 
 def run_second_leg(
@@ -160,17 +160,12 @@ def _code_digest_at(repository: Path, commit: str, paths: Sequence[str], suffix:
         _, what, name = about.split(" ")
         if what == "blob" and path.endswith(suffix):
             blobs.append((path, name))
-    return _digest(blobs)
+    return code_digest(blobs)
 
 
 def _blob(file: Path) -> str:
     """Git's name for a file's content; that of a link is where it leads."""
-    data = str(file.readlink()).encode() if file.is_symlink() else file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def _digest(blobs: Sequence[tuple[str, str]]) -> str:
-    return hashlib.sha256("".join(f"{blob} {path}\n" for path, blob in sorted(blobs)).encode()).hexdigest()
+    return blob_name(str(file.readlink()).encode() if file.is_symlink() else file.read_bytes())
 
 
 def _git(repository: Path, *arguments: str, check: bool = True) -> str:

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
+from harness.base.project import HOME, checkout_here, first_on_path, is_checkout
 from harness.base.text import VisibleStream
+
+EXIT_BLOCKED, EXIT_USAGE = 11, 64
 
 
 class Command(NamedTuple):
     """``where`` is "module:function"; the function takes the arguments after the command's name and returns the exit
-    code. With ``needs_setup`` it is called in the interpreter that was set up, which happens first if needed."""
+    code. Those that are ``of_checkout`` alone set up, and nothing else changes an environment."""
 
     where: str
     help: str
-    needs_setup: bool
+    of_checkout: bool = False
 
 
 # A new command is one line here and a function somewhere.
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "harness.bootstrap.commands:run", "set up if needed, train, check the gates, print the report", False
+        "harness.bootstrap.commands:run", "set up if needed, train, check the gates, print the report", True
     ),
-    "test": Command("harness.bootstrap.commands:test", "set up if needed, then ruff, mypy and the whole suite", False),
-    "bootstrap": Command("harness.bootstrap.commands:bootstrap", "only set up", False),
-    "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do", False),
-    "explain": Command("harness.baselines.explain:main", "where two runs, checkpoints, or a baseline part", True),
-    "baseline": Command("harness.baselines.cli:main", "show or list what is recorded", True),
-    "changed": Command(
-        "harness.present.changed:changed", "whether the lane changed against a base, and by what", False
-    ),
-    "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it", False),
-    "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not", False),
-    "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them", True),
+    "test": Command("harness.bootstrap.commands:test", "set up if needed, then ruff, mypy and the whole suite", True),
+    "bootstrap": Command("harness.bootstrap.commands:bootstrap", "only set up", True),
+    "doctor": Command("harness.bootstrap.doctor:doctor", "what a run depends on, what is off, and what to do"),
+    "explain": Command("harness.baselines.explain:main", "where two runs, checkpoints, or a baseline part"),
+    "baseline": Command("harness.baselines.cli:main", "show or list what is recorded"),
+    "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what"),
+    "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it"),
+    "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not"),
+    "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them"),
 }
 
 _OWN_HELP = {
@@ -74,9 +77,10 @@ EXIT_CODES = """\
 exit codes:
   0        everything passed
   1        a test, a gate or a check failed
-  2 to 5   as pytest says: interrupted, internal error, wrong usage, no tests found
+  2        explain: the two cannot be compared
+  2, 3, 5  run, test: as pytest says: interrupted, internal error, no tests found
   10, 11   the set-up failed; is blocked by something you have to decide or provide
-  64       this command line is not understood
+  64       wrong usage: this command line is not understood (pytest's 4 too)
   128+N    ended by signal N"""
 
 
@@ -96,26 +100,48 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         found = f"unknown command {argv[0]!r}" if argv else "no command given"
         print(f"{found}; there are: {', '.join(COMMANDS)}. More: python3 -m harness --help", file=sys.stderr)
-        return 64
+        return EXIT_USAGE
     name, arguments = argv[0], argv[1:]
     if name in _OWN_HELP and arguments and arguments[0] in ("-h", "--help"):
         print(f"{_OWN_HELP[name]}\n\n{SWITCHES}\n\n{EXIT_CODES}")
         return 0
     if name == "bootstrap" and arguments:
         print(f"bootstrap takes no arguments, found: {' '.join(arguments)}", file=sys.stderr)
-        return 64
-    command = COMMANDS[name]
-
-    def call() -> int:
-        module, _, function = command.where.partition(":")
+        return EXIT_USAGE
+    command, checkout = COMMANDS[name], checkout_here()
+    if checkout is not None and checkout != HOME:
+        return _start_again(checkout)
+    if command.of_checkout and checkout is None:
+        said = f"{name} is for a checkout of this project, and {Path.cwd()} lies in none"
+        there = f"cd {shlex.quote(str(HOME))} && python3 -m harness {name}"
+        own = "python3 -m pytest -m smoke --lane=NAME runs a lane of your own project"
+        print(f"{said}; next: {there if is_checkout(HOME) else own}", file=sys.stderr)
+        return EXIT_BLOCKED
+    module, _, function = command.where.partition(":")
+    try:
         return int(getattr(importlib.import_module(module), function)(arguments))
+    except SystemExit as end:  # of argparse, which has said why; or with what is to be said
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return EXIT_USAGE if end.code else 0
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "harness":
+            raise
+        from harness.bootstrap.commands import call_where_it_is
 
-    # Help costs no set-up.
-    if command.needs_setup and not {"-h", "--help"} & set(arguments):
-        from harness.bootstrap.commands import call_in_setup
+        return call_where_it_is(package, name, arguments)
 
-        return call_in_setup(name, arguments, call)
-    return call()
+
+def _start_again(checkout: Path) -> int:
+    """One stands in another checkout than the one that this code is of (its environment links that one, and Python was
+    not to look into the current folder): go on with the code that is there."""
+    if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] == str(checkout):
+        said = f"{checkout} is where this was started, and Python imports harness from {HOME}"
+        print(f"{said}; next: leave out Python's options -I and -E", file=sys.stderr)
+        return EXIT_BLOCKED
+    words = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, words, first_on_path(checkout, dict(os.environ)))
 
 
 def run() -> int:

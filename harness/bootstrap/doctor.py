@@ -8,35 +8,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-import urllib.request
 from dataclasses import dataclass
+from importlib.metadata import requires
 from pathlib import Path
 
-from harness.bootstrap.commands import ROOT
+from harness.base.project import HOME, checkout_here, first_on_path, project_folder
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.git_sync import check_expected_head
-from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions
-from harness.bootstrap.plan import PROJECT, make_plan, read_requirements
-from harness.bootstrap.report import DEFAULT_AUDIO_PATH, LFS_POINTER_START, head_commit
+from harness.bootstrap.installed import ask_interpreter, installed_versions
+from harness.bootstrap.plan import AUDIOCRAFT_VERSION, lacking, requirements
+from harness.bootstrap.ready import PROJECT, find_ready
+from harness.bootstrap.report import head_commit
 from harness.bootstrap.settings import SetupSettings, read_settings
-from harness.bootstrap.setup import find_ready, read_state
 from harness.bootstrap.target import MINIMUM_PYTHON, choose_target
 from harness.lane.settings import DEFAULT_THREADS, NUMERIC_MODES, is_shipped
 from harness.numerics.modes import environment_pins
 from harness.numerics.processor import NEEDS
 
 TESTED_PYTHONS = ((3, 11), (3, 12), (3, 13))
-SMALLEST_AUDIO = 5_000_000
 MEMORY_NEEDED = 2 << 30
 DISK_NEEDED = 1 << 30
 DISK_NEEDED_WITH_TORCH = 8 << 30
 NOTHING = "nothing"
-# The step in which the lane would stop, and the line that would tell the same.
-TOLD_BY_LANE = {"preflight": "audio", "load_model": "model"}
-HUB = "https://huggingface.co"
 PINS = (*NEEDS, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # Asked of the set-up interpreter: torch costs a second to import, and is not there on a bare machine.
@@ -57,6 +54,18 @@ except Exception as error:
 print(json.dumps(answer))
 """
 
+_ASK_LANES = """
+import json, sys
+from pathlib import Path
+from harness.lanes import LaneTableError, read_lanes
+try:
+    answer = {name: lane.command[0].replace("{python}", sys.executable)
+              for name, lane in read_lanes(Path(sys.argv[1])).items()}
+except LaneTableError as error:
+    answer = {"problem": str(error)}
+print(json.dumps(answer))
+"""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -70,10 +79,10 @@ class Finding:
 def doctor(arguments: list[str]) -> int:
     """Print the findings. Returns 0 if nothing is off, 1 otherwise."""
     if arguments:
-        print(f"doctor takes no arguments, found: {' '.join(arguments)}", file=sys.stderr)
-        return 64
+        raise SystemExit(f"doctor takes no arguments, found: {' '.join(arguments)}")
     off = 0
-    for finding in examine(dict(os.environ), ROOT):
+    environ, checkout = dict(os.environ), checkout_here()
+    for finding in examine_project(environ, project_folder()) if checkout is None else examine(environ, checkout):
         print(as_line(finding), flush=True)
         off += bool(finding.todo)
     print(f"\n{off} of these need attention" if off else "\nnothing is off")
@@ -97,26 +106,55 @@ def examine(environ: dict[str, str], root: Path) -> list[Finding]:
     except SetupError as error:
         findings.append(Finding("settings", error.cause, error.action))
     findings += _environment(environ, root, settings)
-    findings += [_memory(), _disk(environ, root, settings), _audio(environ, root), _model(environ, root)]
-    findings += [_hub(environ, root), _git(root, settings)]
-    told = next(finding.text.partition(":")[0] for finding in findings if finding.subject == "lane")
-    return [finding for finding in findings if finding.subject != TOLD_BY_LANE.get(told)]
+    return [*findings, _memory(), _disk(environ, root, settings), _git(root, settings)]
+
+
+def examine_project(environ: dict[str, str], project: Path) -> list[Finding]:
+    """The same in a project that has the package installed: what its gates need, and its lanes."""
+    python = Path(sys.executable)
+    missing = lacking(python, [line for line in requires(PROJECT) or [] if "extra ==" not in line], project)
+    return [
+        _python(),
+        Finding("environment", f"{sys.prefix}, harness from {HOME}"),
+        Finding("to install", missing or NOTHING, f"{sys.executable} -m pip install {missing!r}" if missing else ""),
+        *_torch(_ask_torch(python, "native", "1", environ, project), "native"),
+        *_lanes(python, environ, project),
+        _git(project, SetupSettings()),
+    ]
+
+
+def _lanes(python: Path, environ: dict[str, str], project: Path) -> list[Finding]:
+    answer = _ask([str(python), "-P", "-c", _ASK_LANES, str(project)], environ, project)
+    if problem := answer.get("problem"):
+        return [Finding("lanes", str(problem), f"mend {project / 'pyproject.toml'}")]
+    found = []
+    for name, program in answer.items():
+        text, there = f"{name}: runs {program}", shutil.which(str(program), path=environ.get("PATH")) is not None
+        found.append(Finding("lane", text + ("" if there else ", which is not there"), "" if there else "install it"))
+    where = project / "pyproject.toml"
+    return found or [Finding("lanes", f"{where} has none", "add [tool.harness.lanes.NAME]: docs/gate-your-own-lane.md")]
+
+
+def _ask(words: list[str], environ: dict[str, str], folder: Path, timeout: float = 120) -> dict[str, object]:
+    """The last line that a command prints, as JSON; {"problem": why} where there is none."""
+    try:
+        done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=timeout)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as reason:
+        return {"problem": f"{shlex.join(words[:4])[:200]} gave no answer ({reason})"}
 
 
 def _lane(python: Path, environ: dict[str, str], root: Path) -> Finding:
     """What the lane itself says, which looks at everything up to the training and begins nothing."""
-    try:
-        words = [str(python), "-m", "harness.lane", "--check"]
-        done = subprocess.run(words, cwd=root, env=environ, capture_output=True, text=True, timeout=600)
-        refusal = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as reason:
-        return Finding("lane", f"python -m harness.lane --check gave no answer ({reason})", "report this")
+    refusal = _ask([str(python), "-P", "-m", "harness.lane", "--check"], environ, root, timeout=600)
+    if problem := refusal.get("problem"):
+        return Finding("lane", str(problem), "report this")
     if not refusal:
         return Finding("lane", "a run would find its settings, run directory, recordings and model in order")
     text = f"{refusal['step']}: {refusal['code']}: {refusal['cause']}"
     if refusal["code"] == "model_not_cached" and not _is_offline(environ):
         return Finding("lane", f"{text}; a run fetches it first")
-    return Finding("lane", text, refusal["action"])
+    return Finding("lane", text, str(refusal["action"]))
 
 
 def _python() -> Finding:
@@ -131,45 +169,33 @@ def _python() -> Finding:
 def _environment(environ: dict[str, str], root: Path, settings: SetupSettings) -> list[Finding]:
     target = choose_target(environ, root)
     where = f"{target.prefix} ({'the checkout' if target.is_own else target.owner or target.kind})"
-    ready = find_ready(root, target, settings)
-    if ready is not None:
-        text = f"{where}, set up; audiocraft: {ready.audiocraft_import}"
-        findings = [Finding("environment", text), Finding("to install", NOTHING)]
+    child, bootstrap = first_on_path(root, environ), "python3 -m harness bootstrap"
+    if (ready := find_ready(root, target, settings)) is not None:
         child = ready.child_environ(environ)
-    elif target.is_own and not target.python.exists():
-        findings = [
-            Finding("environment", f"{where} does not exist", "python3 -m harness bootstrap"),
-            Finding("to install", f"everything in {root / 'pyproject.toml'}, torch and audiocraft"),
-        ]
-        child = environ
+        findings = [Finding("environment", f"{where}, set up; audiocraft: {ready.audiocraft_import}")]
+        findings.append(Finding("to install", NOTHING))
+    elif not target.python.exists():
+        findings = [Finding("environment", f"{where} does not exist", bootstrap)]
+        findings.append(Finding("to install", f"everything in {root / 'pyproject.toml'}, torch and audiocraft"))
+    elif missing := _missing(target.python, root, settings):
+        findings = [Finding("environment", f"{where}, not set up", bootstrap), Finding("to install", missing)]
     else:
-        lacking = _to_install(root, target.python, target.is_own, target.prefix, settings)
-        if lacking.text == NOTHING:
-            findings = [Finding("environment", f"{where}, complete; no set-up of it is recorded"), lacking]
-        else:
-            findings = [Finding("environment", f"{where}, not set up", "python3 -m harness bootstrap"), lacking]
-        child = environ
+        findings = [Finding("environment", f"{where}, complete; no set-up of it is recorded")]
+        findings.append(Finding("to install", NOTHING))
     python = target.python if target.python.exists() else Path(sys.executable)
     return [*findings, *_computing(python, child, root), _lane(python, child, root)]
 
 
-def _to_install(root: Path, python: Path, is_own: bool, prefix: Path, settings: SetupSettings) -> Finding:
+def _missing(python: Path, root: Path, settings: SetupSettings) -> str:
+    """What the interpreter lacks first, or ""."""
     try:
-        folders = ask_interpreter(python).folders
-        have = installed_versions(folders)
-        plan = make_plan(
-            read_requirements(root / "pyproject.toml"),
-            have,
-            is_own=is_own,
-            project_is_linked=editable_source(folders, PROJECT) == root,
-            vanished=tuple(sorted(set(read_state(prefix).get("installed", {})) - set(have) - {"audiocraft"})),
-            audiocraft="package" if settings.audiocraft_source is None else "pythonpath",
-        )
+        audiocraft = installed_versions(ask_interpreter(python).folders).get("audiocraft")
     except SetupError as error:
-        return Finding("to install", error.cause, error.action)
-    if not plan.actions:
-        return Finding("to install", NOTHING)
-    return Finding("to install", "; ".join(action.words for action in plan.actions))
+        return error.cause
+    if missing := lacking(python, requirements(root, tests=False), root):
+        return missing
+    wanted = settings.audiocraft_source is None and audiocraft != AUDIOCRAFT_VERSION
+    return f"audiocraft=={AUDIOCRAFT_VERSION}" if wanted else ""
 
 
 def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Finding]:
@@ -179,19 +205,8 @@ def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Findin
     mode = mode if mode in NUMERIC_MODES else "universal" if is_shipped(environ.get("LANE_MODEL", "")) else "native"
     threads = asked if asked.isdigit() and 0 < int(asked) <= 1024 else str(DEFAULT_THREADS)
     pinned = environ | environment_pins(mode, int(threads))
-    answer = _ask_torch(python, mode, threads, pinned, root)
+    findings = _torch(_ask_torch(python, mode, threads, pinned, root), mode)
     set_here = [f"{name}={environ[name]}" for name in PINS if environ.get(name)]
-    findings = []
-    if "torch" in answer:
-        gpu = f"GPU: {answer['gpu']}" if answer["gpu"] else "no GPU, which is fine"
-        findings.append(Finding("torch", f"{answer['torch']}, {answer['capability']}, {gpu}"))
-    else:
-        findings.append(Finding("torch", str(answer.get("problem", "absent")), "python3 -m harness bootstrap"))
-    if "numeric_class" in answer:
-        findings.append(Finding("numeric class", f"{answer['numeric_class']} ({mode} mode)"))
-    else:
-        problem = str(answer.get("problem", "unknown without torch")) if "torch" in answer else "unknown without torch"
-        findings.append(Finding("numeric class", problem, "see torch" if "torch" not in answer else "report this"))
     text = ", ".join(set_here) + " (set here; the lane's own come on top)" if set_here else "none set here"
     findings.append(Finding("pins", text))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -200,14 +215,19 @@ def _computing(python: Path, environ: dict[str, str], root: Path) -> list[Findin
     return findings
 
 
+def _torch(answer: dict[str, object], mode: str) -> list[Finding]:
+    problem = str(answer.get("problem", "unknown"))
+    if "torch" not in answer:
+        todo = "install torch (in a checkout: python3 -m harness bootstrap)"
+        return [Finding("torch", problem, todo), Finding("numeric class", "unknown without torch", "see torch")]
+    gpu = f"GPU: {answer['gpu']}" if answer["gpu"] else "no GPU, which is fine"
+    name = answer.get("numeric_class")
+    second = Finding("numeric class", f"{name} ({mode} mode)" if name else problem, "" if name else "report this")
+    return [Finding("torch", f"{answer['torch']}, {answer['capability']}, {gpu}"), second]
+
+
 def _ask_torch(python: Path, mode: str, threads: str, environ: dict[str, str], root: Path) -> dict[str, object]:
-    try:
-        words = [str(python), "-c", _ASK_TORCH, mode, threads]
-        done = subprocess.run(words, cwd=root, env=environ, capture_output=True, text=True, timeout=120)
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as reason:
-        return {"problem": str(reason)}
-    return dict(answer)
+    return _ask([str(python), "-P", "-c", _ASK_TORCH, mode, threads], environ, root)
 
 
 def _memory() -> Finding:
@@ -232,56 +252,8 @@ def _gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
-def _audio(environ: dict[str, str], root: Path) -> Finding:
-    path = root / (environ.get("AUDIO_PATH") or DEFAULT_AUDIO_PATH)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            is_pointer = file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
-    except OSError as reason:
-        return Finding("audio", f"{path}: {reason.strerror}", "set AUDIO_PATH to a recording, or put one there")
-    if is_pointer:
-        return Finding("audio", f"{path} is a git-LFS pointer", "git lfs pull")
-    if size <= SMALLEST_AUDIO:
-        return Finding("audio", f"{path}: {size:,} bytes", f"use a recording of more than {SMALLEST_AUDIO:,} bytes")
-    return Finding("audio", f"{path}, {size:,} bytes")
-
-
-def _is_on_disk(model: str, root: Path) -> bool:
-    return (root / model).is_dir()
-
-
-def _model(environ: dict[str, str], root: Path) -> Finding:
-    model = environ.get("LANE_MODEL") or "data/musicgen_nano"
-    if not _is_on_disk(model, root):
-        if environ.get("LANE_MODEL") and model.count("/") <= 1 and not model.startswith("data/"):
-            return Finding("model", f"{model}, from the hub")
-        return Finding("model", f"{root / model} does not exist", "set LANE_MODEL to a model, or check out all files")
-    missing = [n for n in ("state_dict.bin", "compression_state_dict.bin") if not (root / model / n).is_file()]
-    if missing:
-        return Finding("model", f"{root / model} lacks {', '.join(missing)}", "check out all files (git status)")
-    return Finding("model", str(root / model))
-
-
 def _is_offline(environ: dict[str, str]) -> bool:
     return environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
-
-
-def _hub(environ: dict[str, str], root: Path) -> Finding:
-    needed = not _is_on_disk(environ.get("LANE_MODEL") or "data/musicgen_nano", root)
-    if _is_offline(environ):
-        return Finding("hub access", "switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE" if needed else "")
-    address = environ.get("HF_ENDPOINT") or HUB
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5):
-            return Finding("hub access", f"{address} answers")
-    except (OSError, ValueError) as reason:
-        text = f"{address} does not answer ({getattr(reason, 'reason', reason)})"
-    return Finding(
-        "hub access",
-        text + ("" if needed else "; a model on disk needs none"),
-        "connect, or set LANE_MODEL to a folder" if needed else "",
-    )
 
 
 def _git(root: Path, settings: SetupSettings) -> Finding:

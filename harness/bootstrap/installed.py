@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.versions import normalise
 
 _METADATA_FOLDER = re.compile(r"(?P<name>[A-Za-z0-9][^-]*)-(?P<version>[^-]+)(?:-py[\d.]+)?\.(?:dist|egg)-info")
 # Asked of the interpreter itself, isolated from PYTHONPATH and the user's folder, which may change between calls.
@@ -20,6 +19,11 @@ import json, os, sys
 folders = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)]
 print(json.dumps({"version": list(sys.version_info[:3]), "prefix": sys.prefix, "folders": folders}))
 """
+
+
+def normalise(name: str) -> str:
+    """A package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import tempfile
 import time
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.plan import OWN_ENVIRONMENT
 from harness.bootstrap.steps import Finished, SetupLog, run_command
 
 # One retry and ten seconds, here and in the pip that pip starts to build a package: without a network a person waits
@@ -19,6 +19,8 @@ from harness.bootstrap.steps import Finished, SetupLog, run_command
 PIP_RETRIES = "1"
 PIP_TIMEOUT_S = "10"
 NO_NETWORK_AFTER_S = 25.0
+RESOLVES = (22, 2)  # the first pip that has `install --dry-run --report`
+OWN_ENVIRONMENT = "python3 -m venv .venv && .venv/bin/python -m harness run"
 
 _CONNECTION = re.compile(
     r"connection broken by|NewConnectionError|ConnectTimeout|ReadTimeout|Max retries exceeded"
@@ -102,9 +104,9 @@ def pip_failure(done: Finished, step: str, package: str) -> SetupError:
         cause = f"{package} was not installed: no permission to write to the environment"
         action = f"use an environment of your own: {OWN_ENVIRONMENT}"
     elif "ResolutionImpossible" in said or "conflicting dependencies" in said:
-        conflict = next((line.strip() for line in said.splitlines() if "depends on" in line), "see the log")
-        cause = f"what {package} needs conflicts with what is installed here and must stay: {conflict}"
-        action = f"use a fresh environment: {OWN_ENVIRONMENT}"
+        cause = f"what is installed here is never replaced, and does not go with what is needed: {_conflict(said)}"
+        action = f"upgrade it yourself, or have an environment of its own, with a torch of its own: {OWN_ENVIRONMENT}"
+        return SetupError(step, cause, action, blocked=True, command=done.command)
     elif missing := re.search(r"No matching distribution found for (\S+)", said):
         cause = f"the package index has no {missing[1]} for this Python and machine"
         action = "use Python 3.11, 3.12 or 3.13 on Linux, or provide the package, then run again"
@@ -114,22 +116,48 @@ def pip_failure(done: Finished, step: str, package: str) -> SetupError:
     return SetupError(step, cause, action, command=done.command)
 
 
-def has_pip(python: Path) -> bool:
-    """Whether ``python -m pip`` works; that it is importable is not enough."""
+def _conflict(said: str) -> str:
+    """The parties to a conflict, as pip tells them."""
+    block = said.partition("The conflict is caused by:")[2].strip("\n").partition("\n\n")[0]
+    told = "; ".join(" ".join(line.split()) for line in block.splitlines())
+    return told.replace("The user requested (constraint)", "installed:").replace("The user requested", "needed:")
+
+
+def pip_version(python: Path) -> tuple[int, int] | None:
+    """The version of a pip that works: that it is importable is not enough."""
     try:
-        done = subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, timeout=60)
+        done = subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None
+    found = re.match(r"pip (\d+)\.(\d+)", done.stdout) if done.returncode == 0 else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def ensure_able(python: Path, *, is_own: bool, log: SetupLog, root: Path, environ: dict[str, str]) -> None:
+    """See to it that pip can say what it would install. A pip that is somebody's is not replaced."""
+    if (have := pip_version(python)) is None or have >= RESOLVES:
+        return
+    words = ["install", "--upgrade", "pip"]
+    if is_own:
+        done = run_pip(python, words, log, root=root, environ=environ)
+        if done.code != 0 or done.gave_up:
+            raise pip_failure(done, "pip", "pip")
+        return
+    raise SetupError(
+        "pip",
+        f"found pip {have[0]}.{have[1]}, and needed is {RESOLVES[0]}.{RESOLVES[1]} or later",
+        f"upgrade it yourself: {shlex.join([str(python), '-m', 'pip', *words])}",
+        blocked=True,
+    )
 
 
 def ensure_pip(python: Path, url: str, log: SetupLog, *, root: Path, environ: dict[str, str]) -> str:
     """Make pip work in ``python``; returns how: "present", "ensurepip" or "get-pip"."""
-    if has_pip(python):
+    if pip_version(python):
         return "present"
     print("  pip is missing; trying ensurepip", flush=True)
     run_command([python, "-m", "ensurepip", "--upgrade", "--default-pip"], log, cwd=root, environ=environ)
-    if has_pip(python):
+    if pip_version(python):
         return "ensurepip"
     print(f"  ensurepip did not help; fetching {url}", flush=True)
     command = f"download {url}"
@@ -151,7 +179,7 @@ def ensure_pip(python: Path, url: str, log: SetupLog, *, root: Path, environ: di
         path = Path(folder) / "get-pip.py"
         path.write_bytes(script)
         done = run_command([python, path], log, cwd=root, environ=pip_environment(environ))
-    if not has_pip(python):
+    if not pip_version(python):
         raise SetupError(
             "pip",
             f"get-pip.py from {url} ended with exit code {done.code}, and pip still does not work",

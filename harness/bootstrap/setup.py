@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from harness.base.files import write_json
+from harness.base.project import is_checkout
+from harness.bootstrap import pip
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions, metadata_folders
+from harness.bootstrap.installed import Interpreter, ask_interpreter, editable_source, installed_versions
+from harness.bootstrap.plan import AUDIOCRAFT_VERSION, make_plan
+from harness.bootstrap.ready import PROJECT, Setup, find_ready, pyproject_digest, read_state, remember
 from harness.bootstrap.report import run_directory
 from harness.bootstrap.settings import SetupSettings
 from harness.bootstrap.steps import SetupLog, run_command
-from harness.bootstrap.target import MINIMUM_PYTHON, Target, choose_target
-from harness.bootstrap.versions import version_key
-
-STATE_FILE = "voice-lane-setup.json"
-STATE_SCHEMA = "voice_lane_setup/1"
-# Raise it when a set-up made by an older version of these modules is no longer good enough.
-BOOTSTRAP_VERSION = 1
+from harness.bootstrap.target import MINIMUM_PYTHON, Target
 
 # That it works is seen by importing it, in the way the lane does. The last line is where it came from.
 _IMPORT_CHECK = """
@@ -37,173 +29,130 @@ print(musicgen.__file__)
 """
 
 
-@dataclass(frozen=True)
-class Setup:
-    """An environment that is ready: its interpreter, and what to add to the environment of what runs in it."""
+def set_up(
+    root: Path, environ: dict[str, str], settings: SetupSettings, target: Target, log: SetupLog, *, tests: bool
+) -> Setup:
+    """Make ``target`` ready and return it. Raises SetupError.
 
-    python: Path
-    prefix: Path
-    audiocraft_import: str
-    audiocraft_source: str | None
-    was_ready: bool
-
-    def child_environ(self, environ: dict[str, str]) -> dict[str, str]:
-        """``environ`` for a child: says how audiocraft is imported, and makes the way over PYTHONPATH work."""
-        child = {**environ, "AUDIOCRAFT_IMPORT": self.audiocraft_import}
-        if self.audiocraft_import == "pythonpath" and self.audiocraft_source:
-            paths = [self.audiocraft_source, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
-            child["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-        return child
-
-
-def read_state(prefix: Path) -> dict[str, Any]:
-    """What the last set-up of this environment left behind; empty if there was none that can be read."""
-    try:
-        state = json.loads((prefix / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) and state.get("schema") == STATE_SCHEMA else {}
-
-
-def fingerprint(root: Path, python: Path, folders: tuple[Path, ...], settings: SetupSettings) -> str:
-    """A digest of everything that decides whether a set-up is still good.
-
-    The project's declaration, this code's version, the checkout, the interpreter, each installed package, and how
-    audiocraft is to be imported. Raises OSError where one of them cannot be read.
+    ``tests``: with what the suite needs beyond a run, which stays from then on.
     """
-    binary = python.resolve(strict=True)
-    stat = binary.stat()
-    parts = {
-        "bootstrap": BOOTSTRAP_VERSION,
-        "pyproject": _pyproject_digest(root),
-        "root": str(root),
-        "python": [str(binary), stat.st_size, stat.st_mtime_ns],
-        "installed": sorted(str(folder) for _, folder in metadata_folders(folders).values()),
-        "project": str(editable_source(folders, "voice-lane-harness")),
-        "audiocraft": [settings.audiocraft_editable, str(settings.audiocraft_source)],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _pyproject_digest(root: Path) -> str:
-    return hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest()
-
-
-def find_ready(root: Path, target: Target, settings: SetupSettings) -> Setup | None:
-    """The set-up of ``target``, if it was made earlier and nothing has changed since. Starts no process."""
-    state = read_state(target.prefix)
-    try:
-        folders = tuple(Path(folder) for folder in state["folders"])
-        if fingerprint(root, target.python, folders, settings) != state["fingerprint"]:
-            return None
-        audiocraft = state["audiocraft"]
-        return Setup(target.python, target.prefix, audiocraft["import"], audiocraft["source"], was_ready=True)
-    except (KeyError, TypeError, OSError):
-        return None
-
-
-def set_up(root: Path, environ: dict[str, str], settings: SetupSettings, log: SetupLog) -> Setup:
-    """Make the environment ready and return it; at once if it is ready already. Raises SetupError."""
-    target = choose_target(environ, root)
-    if ready := find_ready(root, target, settings):
-        return ready
     with _only_one(root):
         # Another call may have done it while this one waited.
-        if ready := find_ready(root, target, settings):
+        if ready := find_ready(root, target, settings, tests=tests):
             return ready
-        return _change(root, environ, settings, target, log)
+        tests = tests or bool(read_state(target.prefix).get("tests"))
+        return _Change(root, environ, settings, target, log, tests).make()
 
 
-def _change(root: Path, environ: dict[str, str], settings: SetupSettings, target: Target, log: SetupLog) -> Setup:
-    # What only this set-up needs is imported here: the second call does not pay for it.
-    from harness.bootstrap import pip
-    from harness.bootstrap.plan import EXTRA, PROJECT, constraints, make_plan, read_requirements
+@dataclass
+class _Change:
+    """One set-up that has something to do."""
 
-    started = time.monotonic()
-    where = {"own": "the checkout's .venv", "active": "the active environment", "lent": f"{target.owner}: its Python"}
-    print(f"Set-up: {where[target.kind]} ({target.prefix})", flush=True)
-    if target.is_own:
-        _make_environment(target, root, environ, log)
-    interpreter = ask_interpreter(target.python)
+    root: Path
+    environ: dict[str, str]
+    settings: SetupSettings
+    target: Target
+    log: SetupLog
+    tests: bool
+
+    def make(self) -> Setup:
+        started, target = time.monotonic(), self.target
+        where = {
+            "own": "the checkout's .venv",
+            "active": "the active environment",
+            "lent": f"{target.owner}: its Python",
+        }
+        print(f"Set-up: {where[target.kind]} ({target.prefix})", flush=True)
+        if target.is_own:
+            _make_environment(target, self.root, self.environ, self.log)
+        interpreter = ask_interpreter(target.python)
+        _check_version(interpreter)
+        url = self.settings.pip_bootstrap_url
+        pip.ensure_pip(target.python, url, self.log, root=self.root, environ=self.environ)
+        pip.ensure_able(target.python, is_own=target.is_own, log=self.log, root=self.root, environ=self.environ)
+        self._install(interpreter.folders)
+        setup = self._with_audiocraft()
+        remember(setup, interpreter.folders, self.settings, tests=self.tests)
+        SetupLog.remove(run_directory(self.root, self.environ))
+        took = time.monotonic() - started
+        print(f"Set-up done in {took:.1f} s; audiocraft: {setup.audiocraft_import}\n", flush=True)
+        return setup
+
+    def _pip(self, step: str, package: str, *arguments: str | Path) -> None:
+        done = pip.run_pip(self.target.python, arguments, self.log, root=self.root, environ=self.environ)
+        if done.code != 0 or done.gave_up:
+            raise pip.pip_failure(done, step, package)
+
+    def _install(self, folders: tuple[Path, ...]) -> None:
+        """All that is lacking, as pip has planned it, in one call; it is printed first."""
+        before = installed_versions(folders)
+        if stay := [f"{name} {before[name]}" for name in ("torch", "numpy", "transformers") if name in before]:
+            print(f"  stays as it is: {', '.join(stay)}", flush=True)
+        print("  asking pip what is lacking", flush=True)
+        plan = make_plan(
+            self.target.python, self.root, before, is_own=self.target.is_own, tests=self.tests, log=self.log,
+            environ=self.environ,
+        )  # fmt: skip
+        packages: list[str | Path] = list(plan.packages)
+        replaced = dict(plan.replaced)
+        have = before.get("audiocraft")
+        if self.settings.audiocraft_source is None and have != AUDIOCRAFT_VERSION:
+            # It pins packages that no longer install: its dependencies are among this project's.
+            packages.append(f"audiocraft=={AUDIOCRAFT_VERSION}")
+            replaced |= {"audiocraft": (have, AUDIOCRAFT_VERSION)} if have else {}
+        if packages:
+            print(f"  will install {len(packages)} packages: {', '.join(map(str, packages))}", flush=True)
+        for name, (old, new) in replaced.items():
+            print(f"  will replace {name} {old} by {new}", flush=True)
+        if self._is_to_link(folders):
+            print(f"  will link this checkout as {PROJECT}", flush=True)
+            packages += ["--editable", self.root]
+        if packages:
+            self._pip("packages", "what the project needs", "install", "--no-deps", *packages)
+        else:
+            print("  nothing has to be installed", flush=True)
+
+    def _is_to_link(self, folders: tuple[Path, ...]) -> bool:
+        """Another checkout that is linked into somebody's environment stays: what starts here finds its own code."""
+        linked = editable_source(folders, PROJECT)
+        if linked == self.root:
+            # The link carries a copy of what was declared, entry points for instance.
+            digest = pyproject_digest(self.root)
+            return bool(read_state(self.target.prefix).get("pyproject", digest) != digest)
+        if self.target.is_own or PROJECT not in installed_versions(folders):
+            return True
+        return linked is not None and not is_checkout(linked)
+
+    def _with_audiocraft(self) -> Setup:
+        """Install audiocraft from a source, if one is named, and see that it imports; the first way that works."""
+        ways = {"auto": ("editable", "pythonpath"), "1": ("editable",), "0": ("pythonpath",)}
+        source = self.settings.audiocraft_source
+        *first, last = ways[self.settings.audiocraft_editable] if source else ("installed",)
+        for way in first:
+            try:
+                return self._one_way(way, source)
+            except SetupError as problem:
+                print(f"  audiocraft does not work as {way} ({problem.cause}); trying {last}", flush=True)
+        return self._one_way(last, source)
+
+    def _one_way(self, way: str, source: Path | None) -> Setup:
+        if way == "editable" and source is not None:
+            print(f"  will install audiocraft from {source}, editable, without its dependencies", flush=True)
+            self._pip("audiocraft", "audiocraft", "install", "--no-deps", "--no-build-isolation", "--editable", source)
+        setup = Setup(self.root, self.target.python, self.target.prefix, way, str(source) if source else None)
+        _see_that_it_imports(setup, self.environ, self.log)
+        return setup
+
+
+def _check_version(interpreter: Interpreter) -> None:
     if interpreter.version[:2] < MINIMUM_PYTHON:
         found = ".".join(str(part) for part in interpreter.version)
         raise SetupError(
             "python",
-            f"{target.python} is Python {found}; this project needs 3.11 or later",
+            f"{interpreter.python} is Python {found}; this project needs 3.11 or later",
             "use another environment (deactivate this one), or delete .venv if it is the checkout's own",
             blocked=True,
         )
-    pip.ensure_pip(target.python, settings.pip_bootstrap_url, log, root=root, environ=environ)
-
-    mode = _audiocraft_mode(settings, interpreter.folders)
-    before = installed_versions(interpreter.folders)
-    state = read_state(target.prefix)
-    plan = make_plan(
-        read_requirements(root / "pyproject.toml"),
-        before,
-        is_own=target.is_own,
-        project_is_linked=editable_source(interpreter.folders, PROJECT) == root
-        # The link carries a copy of what was declared, entry points for instance.
-        and state.get("pyproject", _pyproject_digest(root)) == _pyproject_digest(root),
-        vanished=tuple(sorted(set(state.get("installed", {})) - set(before) - {"audiocraft"})),
-        audiocraft=mode,
-        audiocraft_source=settings.audiocraft_source,
-    )
-    if plan.left_alone:
-        print(f"  stays as it is: {', '.join(plan.left_alone)}", flush=True)
-    for action in plan.actions:
-        print(f"  will {action.words}", flush=True)
-    if not plan.actions:
-        print("  nothing has to be installed", flush=True)
-
-    for number, action in enumerate(plan.actions, start=1):
-        print(f"  [{number}/{len(plan.actions)}] {action.step}", flush=True)
-        arguments: list[str | Path] = ["install", action.package]
-        if action.step == "project":
-            arguments = ["install", "--editable", f"{root}[{EXTRA}]"]
-        elif action.step == "audiocraft" and settings.audiocraft_source is not None:
-            arguments = ["install", "--no-deps", "--no-build-isolation", "--editable", settings.audiocraft_source]
-        elif action.step == "audiocraft":
-            arguments = ["install", "--no-deps", action.package]
-        with tempfile.TemporaryDirectory() as folder:
-            if action.step != "audiocraft":
-                path = Path(folder) / "constraints.txt"
-                now = {
-                    name: version
-                    for name, version in installed_versions(interpreter.folders).items()
-                    if version_key(version) is not None
-                }
-                path.write_text(constraints(now, is_own=target.is_own), encoding="utf-8")
-                arguments += ["--constraint", path]
-            done = pip.run_pip(target.python, arguments, log, root=root, environ=environ)
-        if done.code != 0 or done.gave_up:
-            if action.step == "audiocraft" and mode == "editable" and settings.audiocraft_editable == "auto":
-                print("  the editable install did not work; importing the source over PYTHONPATH", flush=True)
-                mode = "pythonpath"
-                continue
-            raise pip.pip_failure(done, action.step, action.package)
-
-    source = str(settings.audiocraft_source) if settings.audiocraft_source else None
-    if (
-        mode == "editable"
-        and settings.audiocraft_editable == "auto"
-        and _import_problem(Setup(target.python, target.prefix, "editable", source, False), root, environ, log)
-    ):
-        print("  the editable install does not import; importing the source over PYTHONPATH", flush=True)
-        mode = "pythonpath"
-    ways = {"package": "installed", "editable": "editable", "pythonpath": "pythonpath"}
-    setup = Setup(target.python, target.prefix, ways[mode], source, was_ready=False)
-    if problem := _import_problem(setup, root, environ, log):
-        raise problem
-
-    _remember(setup, root, interpreter.folders, settings)
-    SetupLog.remove(run_directory(root, environ))
-    after = installed_versions(interpreter.folders)
-    added = [name for name, version in after.items() if before.get(name) != version]
-    if added:
-        print(f"  {len(added)} packages are new", flush=True)
-    print(f"Set-up done in {time.monotonic() - started:.1f} s; audiocraft: {setup.audiocraft_import}\n", flush=True)
-    return setup
 
 
 def _make_environment(target: Target, root: Path, environ: dict[str, str], log: SetupLog) -> None:
@@ -223,18 +172,12 @@ def _make_environment(target: Target, root: Path, environ: dict[str, str], log: 
         )
 
 
-def _audiocraft_mode(settings: SetupSettings, folders: tuple[Path, ...]) -> str:
-    if settings.audiocraft_source is None:
-        return "package"
-    return "pythonpath" if settings.audiocraft_editable == "0" else "editable"
-
-
-def _import_problem(setup: Setup, root: Path, environ: dict[str, str], log: SetupLog) -> SetupError | None:
-    """Import audiocraft as the lane does; says what is wrong, also when it came from somewhere else than asked."""
-    done = run_command([setup.python, "-c", _IMPORT_CHECK], log, cwd=root, environ=setup.child_environ(environ))
+def _see_that_it_imports(setup: Setup, environ: dict[str, str], log: SetupLog) -> None:
+    """Import audiocraft as the lane does. Raises SetupError, also where it came from somewhere else than asked."""
+    done = run_command([setup.python, "-c", _IMPORT_CHECK], log, cwd=setup.root, environ=setup.child_environ(environ))
     lines = [line.strip() for line in done.stderr if line.strip()]
     if done.code != 0:
-        return SetupError(
+        raise SetupError(
             "import_check",
             f"audiocraft does not import ({setup.audiocraft_import}): {lines[-1] if lines else 'no message'}",
             "read the log named above; deleting .venv and running again makes a fresh environment",
@@ -242,33 +185,12 @@ def _import_problem(setup: Setup, root: Path, environ: dict[str, str], log: Setu
         )
     origin = Path(done.stdout[-1].strip())
     if setup.audiocraft_source and not origin.is_relative_to(setup.audiocraft_source):
-        return SetupError(
+        raise SetupError(
             "import_check",
             f"audiocraft was to come from {setup.audiocraft_source}, and came from {origin}",
             "remove the other audiocraft from PYTHONPATH or from the environment, then run again",
             command="import audiocraft.models.musicgen",
         )
-    return None
-
-
-def _remember(setup: Setup, root: Path, folders: tuple[Path, ...], settings: SetupSettings) -> None:
-    versions = installed_versions(folders)
-    state = {
-        "schema": STATE_SCHEMA,
-        "fingerprint": fingerprint(root, setup.python, folders, settings),
-        "pyproject": _pyproject_digest(root),
-        "folders": [str(folder) for folder in folders],
-        "installed": versions,
-        "audiocraft": {
-            "import": setup.audiocraft_import,
-            "source": setup.audiocraft_source,
-            "version": versions.get("audiocraft"),
-        },
-    }
-    try:
-        write_json(setup.prefix / STATE_FILE, state)
-    except OSError as reason:
-        print(f"  the set-up cannot be remembered ({reason}); the next call will look again", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import shlex
 import signal
 import subprocess
@@ -74,7 +73,7 @@ class Finished:
     gave_up: str = ""
 
 
-# Looks at each line as it comes (None: nothing came for a second) and returns why to stop the command, or "".
+# Looks at each line as it comes, and now and then (None) at the time; returns why to stop the command, or "".
 Watch = Callable[[str | None], str]
 
 
@@ -92,9 +91,9 @@ def run_command(
     The command gets a process group of its own, so that what it started ends with it.
     """
     words = [str(word) for word in argv]
-    command = shlex.join(words)
-    log.stdout.append(f"$ {command}\n")
-    log.stderr.append(f"$ {command}\n")
+    command, stdout, stderr = shlex.join(words), list[str](), list[str]()
+    for kept in (log.stdout, log.stderr):
+        kept.append(f"$ {command}\n")
     try:
         process = subprocess.Popen(
             words,
@@ -110,45 +109,29 @@ def run_command(
     except OSError as reason:
         log.stderr.append(f"{reason}\n")
         return Finished(command, 127, [], [f"{reason}\n"])
+    gave_up: list[str] = []
 
-    lines: queue.Queue[tuple[list[str], list[str], str] | None] = queue.Queue()
-    stdout: list[str] = []
-    stderr: list[str] = []
-
-    def forward(stream: IO[str], own: list[str], kept: list[str]) -> None:
+    def follow(stream: IO[str], own: list[str], kept: list[str]) -> None:
         for line in stream:
-            lines.put((own, kept, line))
-        lines.put(None)
-
-    assert process.stdout is not None and process.stderr is not None
-    readers = [
-        threading.Thread(target=forward, args=(process.stdout, stdout, log.stdout), daemon=True),
-        threading.Thread(target=forward, args=(process.stderr, stderr, log.stderr), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
-    open_streams, gave_up = len(readers), ""
-    try:
-        while open_streams and not gave_up:
-            try:
-                item = lines.get(timeout=1.0)
-            except queue.Empty:
-                gave_up = watch(None)
-                if process.poll() is not None and not any(reader.is_alive() for reader in readers):
-                    break
-                continue
-            if item is None:
-                open_streams -= 1
-                continue
-            own, kept, line = item
             own.append(line)
             kept.append(line)
             if show(line):
                 print(f"    {line.rstrip()}", flush=True)
-            gave_up = watch(line)
+            gave_up.extend(filter(None, [watch(line)]))
+
+    assert process.stdout is not None and process.stderr is not None
+    streams = ((process.stdout, stdout, log.stdout), (process.stderr, stderr, log.stderr))
+    readers = [threading.Thread(target=follow, args=each, daemon=True) for each in streams]
+    for reader in readers:
+        reader.start()
+    try:
+        while any(reader.is_alive() for reader in readers) and not gave_up:
+            readers[0].join(0.1)
+            readers[1].join(0.1)
+            gave_up.extend(filter(None, [watch(None)]))
         if gave_up:
             _end_group(process)
-        return Finished(command, process.wait(), stdout, stderr, gave_up)
+        return Finished(command, process.wait(), stdout, stderr, "".join(gave_up[:1]))
     except BaseException:
         _end_group(process)
         raise

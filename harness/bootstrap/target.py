@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from harness.bootstrap.installed import installed_versions
 
 MINIMUM_PYTHON = (3, 11)
+MINIMUM_TORCH = (2, 6)  # as pyproject.toml says
 # A service that lends its interpreter says so by one of these, in every process of a notebook.
 SERVICES = {
     "COLAB_RELEASE_TAG": "Colab",
@@ -43,7 +45,7 @@ class Target:
         return self.kind == "own"
 
 
-def lender(environ: dict[str, str], root: Path) -> str:
+def lender(environ: dict[str, str]) -> str:
     """Who lends this interpreter to be installed into; empty if nobody does.
 
     That is a service, a container image, or conda's "base", if it comes with a torch that the lane can use: there is
@@ -56,7 +58,7 @@ def lender(environ: dict[str, str], root: Path) -> str:
     managed = not service and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
     if not owner or managed or not os.access(sysconfig.get_path("purelib"), os.W_OK):
         return ""
-    return owner if _has_usable_torch(root) else ""
+    return owner if _has_usable_torch() else ""
 
 
 def in_container() -> bool:
@@ -65,12 +67,9 @@ def in_container() -> bool:
     return any(mark.exists() for mark in marks) or "KUBERNETES_SERVICE_HOST" in os.environ
 
 
-def _has_usable_torch(root: Path) -> bool:
-    from harness.bootstrap.plan import read_requirements
-
-    found = installed_versions(map(Path, sys.path)).get("torch")
-    needs = read_requirements(root / "pyproject.toml")
-    return found is not None and all(need.accepts(found) for need in needs if need.name == "torch")
+def _has_usable_torch() -> bool:
+    found = re.match(r"(\d+)\.(\d+)", installed_versions(map(Path, sys.path)).get("torch", ""))
+    return found is not None and (int(found[1]), int(found[2])) >= MINIMUM_TORCH
 
 
 def choose_target(environ: dict[str, str], root: Path) -> Target:
@@ -90,6 +89,6 @@ def choose_target(environ: dict[str, str], root: Path) -> Target:
     if in_environment:
         # The checkout's own environment stays its own when it is active.
         return Target("own" if prefix.resolve() == own.resolve() else "active", prefix)
-    if not (own / "bin" / "python").exists() and (owner := lender(environ, root)):
+    if not (own / "bin" / "python").exists() and (owner := lender(environ)):
         return Target("lent", prefix, owner)
     return Target("own", own)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.lane.settings import REPOSITORY, Settings
+from harness.numerics.digest import blob_name, code_digest
 from harness.numerics.modes import PIN_NAMES
 
 PACKAGES = ("torch", "numpy", "audiocraft", "soundfile", "julius", "flashy", "einops", "omegaconf", "transformers")
@@ -44,6 +45,13 @@ def head_commit() -> str:
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
     dirty = any(not line.startswith("# ") for line in lines)
     return "unknown" if commit == "(initial)" else commit + "-dirty" * dirty
+
+
+def own_code_digest() -> str:
+    """The digest of the files that compute here, the lane's and those of the numerics, as they are on the disk."""
+    package = Path(__file__).resolve().parents[1]
+    files = [path for folder in ("lane", "numerics") for path in (package / folder).rglob("*.py")]
+    return code_digest((path.relative_to(package.parent).as_posix(), blob_name(path.read_bytes())) for path in files)
 
 
 def package_versions() -> dict[str, str]:
@@ -77,6 +85,7 @@ def describe_environment(settings: Settings, numeric_class: str) -> dict[str, An
         "lane": "experimental",
         "promotable": False,
         "head_commit": head_commit(),
+        "code_digest": own_code_digest(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": package_versions(),

@@ -7,7 +7,6 @@ any other it is refused.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Mapping
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 
 from harness.base.files import atomic_write, remove, show
+from harness.lane.environment import own_code_digest
 from harness.lane.errors import LaneError, shortage
-from harness.lane.settings import REPOSITORY, Settings
+from harness.lane.settings import Settings
 
 SCHEMA = "train_state/1"
 SHARE = 0.02  # of the training's time, that saving may take where LANE_SAVE_EVERY is auto
@@ -39,15 +39,6 @@ class State:
     optimizer: dict[str, Any]
 
 
-def code_digest() -> str:
-    """SHA-256 over the files of the lane and of the numerics: another program does not go on where this one stopped."""
-    digest = hashlib.sha256()
-    for folder in ("lane", "numerics"):
-        for path in sorted((REPOSITORY / "harness" / folder).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def identity_of(settings: Settings, digests: Mapping[str, str]) -> dict[str, str]:
     """What a state must have been saved with. ``digests``: model_digest, dataset_digest, tokens_digest, numeric_class.
 
@@ -56,7 +47,7 @@ def identity_of(settings: Settings, digests: Mapping[str, str]) -> dict[str, str
     identity = {
         "settings_digest": settings.digest(),
         **{name: digests[name] for name in ("model_digest", "dataset_digest", "tokens_digest")},
-        "code_digest": code_digest(),
+        "code_digest": own_code_digest(),  # another program does not go on where this one stopped
         "numeric_mode": settings.numerics,
         "device": settings.device,
     }

@@ -118,3 +118,14 @@ def _checked_positions(name: str, positions: Sequence[int], size: int) -> npt.ND
     if int(found[0]) < 0 or int(found[-1]) >= size or np.any(found[1:] <= found[:-1]):
         raise ValueError(f"positions to skip in {name!r} must be strictly increasing and in [0, {size})")
     return found.astype(np.int64)
+
+
+def blob_name(data: bytes) -> str:
+    """Git's own name for the content of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def code_digest(blobs: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 (hex) over code: (path, git's name for its content) of each file, so that git can say which commit has
+    it."""
+    return hashlib.sha256("".join(f"{blob} {path}\n" for path, blob in sorted(blobs)).encode()).hexdigest()

@@ -13,15 +13,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from harness.base.project import is_checkout, project_folder
 from harness.present.text import code, count, show, table
 
-ROOT = Path(__file__).resolve().parents[2]
 BASELINE_RULE = "baselines"
 CODE_RULES = ("lane code", "settings")
 
@@ -79,6 +80,25 @@ RULES = (
     Rule("other tests", ("tests/*",), False),
 )
 UNKNOWN = Rule("no rule knows it", (), True)
+
+
+def rules_of(project: Path) -> tuple[Rule, ...]:
+    """The rules for a project's files: those above for this one, and for another what its tables call the lane's code.
+    What those do not name counts, but documentation."""
+    if is_checkout(project):
+        return RULES
+    documentation, *_ = RULES
+    lanes = (Rule("settings", ("pyproject.toml",), True), Rule("lane code", _code_patterns(project), True))
+    return (*lanes, Rule(BASELINE_RULE, ("baselines/*",), True), documentation)
+
+
+def _code_patterns(project: Path) -> tuple[str, ...]:
+    try:
+        tables = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["tool"]["harness"]["lanes"].values()
+        named = [os.path.normpath(f"{table.get('cwd', '.')}/{path}") for table in tables for path in table["code"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()  # then all but documentation counts
+    return tuple(pattern for path in named for pattern in (path, f"{path}/*"))
 
 
 @dataclass(frozen=True)
@@ -142,13 +162,17 @@ class Decision:
         }
 
 
-def rule_for(path: str) -> Rule:
+def rule_for(path: str, rules: Sequence[Rule] = RULES) -> Rule:
     """The first rule that knows a file; UNKNOWN if none does."""
-    return next((rule for rule in RULES if any(fnmatchcase(path, pattern) for pattern in rule.patterns)), UNKNOWN)
+    return next((rule for rule in rules if any(fnmatchcase(path, pattern) for pattern in rule.patterns)), UNKNOWN)
 
 
-def decide(base: str, root: Path = ROOT) -> Decision:
-    """Compare the working tree (untracked files included) with the merge base of `base` and HEAD. Raises nothing."""
+def decide(base: str, root: Path | None = None) -> Decision:
+    """Compare the working tree (untracked files included) with the merge base of `base` and HEAD. Raises nothing.
+
+    ``root``: the project's folder, in git; the one in which one stands if it is not given.
+    """
+    root = root or project_folder()
     try:
         merge_base = _merge_base(base, root)
         return Decision(base, merge_base, _changed_files(merge_base, root))
@@ -171,9 +195,10 @@ class Place:
     count: int
 
 
-def changed_place(base: str, root: Path = ROOT) -> Place | None:
+def changed_place(base: str, root: Path | None = None) -> Place | None:
     """Where the lane's code or settings first differ from the merge base of `base` and HEAD; None where they do not,
     and where git cannot tell."""
+    root = root or project_folder()
     decision = decide(base, root)
     files = [file for file in decision.files if file.rule in CODE_RULES and file.status != "removed"]
     try:
@@ -196,17 +221,14 @@ def changed(arguments: list[str]) -> int:
         "python3 -m harness changed",
         description="Says whether the lane changed against the merge base of REF and HEAD, by which files, and by what "
         "rule. Where that cannot be decided, it counts as changed.",
-        epilog="exit codes: 0 answered, whatever the answer; 64 this command line is not understood. With "
+        epilog="exit codes: 0 answered, whatever the answer; 64 wrong usage. With "
         "GITHUB_OUTPUT set, lane-changed=true|false and reason=... are added to that file.",
     )
     parser.add_argument("--base", metavar="REF", required=True, help="branch, tag or commit to compare with")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--markdown", action="store_true", help="print it for a CI job's summary")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as end:
-        return 64 if end.code else 0
+    options = parser.parse_args(arguments)
     decision = decide(options.base)
     if options.json:
         print(json.dumps(decision.to_json(), indent=2))
@@ -287,12 +309,18 @@ def _changed_files(merge_base: str, root: Path) -> tuple[ChangedFile, ...]:
         :-1
     ]
     status = dict(zip(fields[1::2], fields[::2], strict=True))
-    untracked = git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z").split("\0")[:-1]
+    untracked = git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/").split("\0")[
+        :-1
+    ]
     status |= dict.fromkeys(untracked, "A")
     words = {"A": "added", "D": "removed"}
+    # Git names files from its top; the project may be a folder below it.
+    below = git(root, "rev-parse", "--show-prefix").rstrip("\n") or "."
+    status = {os.path.relpath(path, below): how for path, how in status.items()}
+    rules = rules_of(root)
     files = []
     for path in sorted(status):
-        rule = rule_for(path)
+        rule = rule_for(path, rules)
         files.append(ChangedFile(show(path), words.get(status[path], "changed"), rule.name, rule.counts))
     return tuple(files)
 

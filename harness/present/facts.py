@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.project import default_baselines
 from harness.baselines.baseline import Baseline, BaselineError, Store, load
 from harness.baselines.result import UNIVERSAL, Key, key_of
 from harness.evidence import EvidenceError, RunEvidence, Trace, load_run
 from harness.evidence.formats import PLACES
-
-BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Facts:
         return found
 
 
-def facts_of(run: RunEvidence | Path, verdict: Mapping[str, Any] | None, baselines: Path = BASELINES) -> Facts:
+def facts_of(run: RunEvidence | Path, verdict: Mapping[str, Any] | None) -> Facts:
     """What there is of a run, or of the one in a run directory. Raises nothing: a run that failed has facts too."""
     run = load_here(run) if isinstance(run, Path) else run
     problems: list[str] = []
@@ -91,7 +90,7 @@ def facts_of(run: RunEvidence | Path, verdict: Mapping[str, Any] | None, baselin
     except EvidenceError as error:
         problems.append(str(error))
     try:
-        baseline = _baseline(key, verdict, baselines)
+        baseline = _baseline(key, verdict)
     except (BaselineError, OSError) as error:
         problems.append(str(error))
     return Facts(run, run_id, trace, baseline, tuple(problems), key)
@@ -126,9 +125,9 @@ def relative(obtained: float, expected: float) -> float:
     return abs(obtained - expected) / abs(expected) if expected and math.isfinite(obtained) else math.inf
 
 
-def _baseline(key: Key | None, verdict: Mapping[str, Any] | None, baselines: Path) -> Baseline | None:
+def _baseline(key: Key | None, verdict: Mapping[str, Any] | None) -> Baseline | None:
     """The one that the verdict is about; without a verdict the one with the run's key."""
     named = None if verdict is None else verdict.get("baseline")
     if named is not None:
         return load(Path(named)) if Path(named).exists() else None
-    return None if key is None else next((b for b in Store(baselines).all()[0] if b.result.key == key), None)
+    return None if key is None else next((b for b in Store(default_baselines()).all()[0] if b.result.key == key), None)

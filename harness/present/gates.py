@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import EMPTY, kind_of, write_json
+from harness.base.project import HOME, checkout_here, default_run_dir, is_checkout, project_folder
 
 GATES = "gates.json"
 SCHEMA = "gates/1"
@@ -141,11 +141,14 @@ def judging(run_dir: Path) -> str:
     """The command that leads to a gates.json in `run_dir`, as it is typed here: it judges the run that lies there, or
     makes one. In a checkout of this project it is one that needs nothing set up."""
     where, external = shlex.quote(str(run_dir)), (run_dir / _RECORD).exists()
-    checkout = Path(__file__).resolve().parents[2]
+    elsewhere = is_checkout(HOME) and not (project_folder() / "pyproject.toml").is_file()
+    checkout = checkout_here() or (HOME if elsewhere else None)
     pytest = "pytest -m smoke"
-    if not external and (checkout / "tests" / "smoke").is_dir():
+    if not external and checkout is not None:
         pytest = "python3 -m harness run"
-        where = where if Path.cwd() == checkout else shlex.quote(str(run_dir.absolute()))  # it runs in the checkout
+        if Path.cwd() != checkout:  # it runs in the checkout, and from within
+            where = shlex.quote(str(run_dir.absolute()))
+            pytest = pytest if checkout_here() else f"cd {shlex.quote(str(checkout))} && {pytest}"
     if holds_run(run_dir):
         return f"{pytest} --lane-evidence={where}"
     if found := sorted(run_dir.glob(f"*/{_RECORD}")):  # a lane of another project has a folder of its own
@@ -156,11 +159,6 @@ def judging(run_dir: Path) -> str:
 def holds_run(run_dir: Path) -> bool:
     """Whether a run lies in a folder, however it ended: one that holds none is not written into."""
     return any((run_dir / name).exists() for name in ("train_status.json", "trace.jsonl", _RECORD))
-
-
-def default_run_dir() -> Path:
-    """The run directory of a command line that names none."""
-    return Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
 
 
 def counts(gates: Sequence[GateResult]) -> str:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from harness.base.project import default_run_dir
 from harness.evidence import EvidenceError, RunEvidence
 from harness.present.audio import (
     Clip,
@@ -21,7 +22,7 @@ from harness.present.audio import (
     write_clips,
 )
 from harness.present.facts import load_here
-from harness.present.gates import GateResult, GatesError, default_run_dir, judging, read_gates
+from harness.present.gates import GateResult, GatesError, judging, read_gates
 from harness.present.html import write_html
 
 SAMPLE_SECONDS = 5.0
@@ -34,14 +35,11 @@ def listen(arguments: list[str]) -> int:
         description="Writes short clips of a run into its folder listen/ (the source, its reconstruction, and samples "
         "with and without the adapter from one seed), and its report.html anew.",
         epilog="exit codes: 0 all clips and the page were made; 1 some could not be, each with a line that says why; "
-        "64 this command line is not understood",
+        "64 wrong usage",
     )
     parser.add_argument("run_dir", nargs="?", type=Path, help="run directory; default: LANE_RUN_DIR, else artifacts")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (0)")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as end:
-        return 64 if end.code else 0
+    options = parser.parse_args(arguments)
     # audiocraft's codec uses a function of torch that is to go away; nothing to do about it here.
     warnings.filterwarnings("ignore", category=FutureWarning)
     run_dir = options.run_dir or default_run_dir()

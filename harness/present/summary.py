@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.present.changed import ROOT, Decision, Undecided, decide, git, markdown
+from harness.base.project import default_run_dir, project_folder
+from harness.present.changed import Decision, Undecided, decide, git, markdown
 from harness.present.gates import (
     IDLE,
     NOT_APPLICABLE,
@@ -27,7 +28,6 @@ from harness.present.gates import (
     all_passed,
     by_reason,
     counts,
-    default_run_dir,
     judging,
     read_gates,
 )
@@ -58,14 +58,11 @@ def summary(arguments: list[str]) -> int:
         "python3 -m harness summary",
         description="Prints a run's verdict, gates, losses and what moved as Markdown; with --base also which "
         "baselines were edited, and why.",
-        epilog="exit codes: 0 printed; 1 there is nothing to summarise; 64 this command line is not understood",
+        epilog="exit codes: 0 printed; 1 there is nothing to summarise; 64 wrong usage",
     )
     parser.add_argument("run_dir", nargs="?", type=Path, help="run directory; default: LANE_RUN_DIR, else artifacts")
     parser.add_argument("--base", metavar="REF", help="branch, tag or commit to compare the baselines with")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as end:
-        return 64 if end.code else 0
+    options = parser.parse_args(arguments)
     run_dir = options.run_dir or default_run_dir()
     decision = None if options.base is None else decide(options.base)
     text, found = render(run_dir, decision)
@@ -76,7 +73,7 @@ def summary(arguments: list[str]) -> int:
     return 0 if found else 1
 
 
-def render(run_dir: Path, decision: Decision | None = None, root: Path = ROOT) -> tuple[str, bool]:
+def render(run_dir: Path, decision: Decision | None = None, root: Path | None = None) -> tuple[str, bool]:
     """(The Markdown, whether there was anything to say of a run)."""
     report = _report(run_dir)
     lines: list[str] = []
@@ -92,7 +89,7 @@ def render(run_dir: Path, decision: Decision | None = None, root: Path = ROOT) -
         lines += ["## No gates of this run", "", code(str(error)), ""]
         lines += _failure(report)
     if decision is not None:
-        lines += _baselines(decision, root)
+        lines += _baselines(decision, root or project_folder())
         lines += ["", markdown(decision)]
     return shorten("\n".join(lines) + "\n"), found
 
@@ -256,7 +253,7 @@ def _read(path: Path) -> str:
 
 def _at(commit: str, path: str, root: Path) -> str:
     try:
-        return git(root, "show", f"{commit}:{path}")
+        return git(root, "show", f"{commit}:./{path}")
     except Undecided:
         return ""
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from harness.base.project import default_run_dir
 from harness.evidence.errors import one_line
 from harness.promotion.contents import Findings, examine, hear, known_results
 from harness.promotion.production import BUNDLE, DATASET, JOB_TYPE, STATUS, Production
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         prog="python3 -m harness promotion-check",
         description="Says whether a directory may be promoted to production, and if not, everything that stands "
         "against it. This project serves nothing: a directory that passes is not thereby deployed anywhere.",
-        epilog="exit codes: 0 may be promoted, 1 refused, 2 wrong usage. More: docs/promotion.md",
+        epilog="exit codes: 0 may be promoted; 1 refused; 64 wrong usage. More: docs/promotion.md",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="what a production lane wrote")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_here(directory: Path) -> list[Path]:
     """The experimental run that is compared with unless others are named; none where it is what is to be promoted."""
-    run = Path(os.environ.get("LANE_RUN_DIR") or "artifacts")
+    run = default_run_dir()
     here, there = run.resolve(), directory.resolve()
     apart = not (here.is_relative_to(there) or there.is_relative_to(here))
     return [run] if apart and any((run / "checkpoints").glob("*.pt")) else []

@@ -36,8 +36,9 @@ print(os.environ.get("AUDIOCRAFT_IMPORT"), musicgen.__file__)
 # Starts that in the interpreter and with the environment a command gets.
 AS_A_COMMAND_DOES = """
 import os, subprocess
+from pathlib import Path
 from harness.bootstrap.commands import prepare
-setup = prepare(dict(os.environ))
+setup = prepare(dict(os.environ), Path.cwd())
 subprocess.run([setup.python, "-c", {code!r}], env=setup.child_environ(dict(os.environ)), check=True)
 """
 
@@ -82,10 +83,10 @@ def active(ready: Path, tmp_path: Path) -> Path:
 def test_the_bare_machine_is_set_up(ready: Path) -> None:
     have = packages(ready / ".venv" / "bin" / "python")
     assert have["torch"].startswith("2.13.0") and have["audiocraft"] == "1.3.0"
-    assert "xformers" not in have and "spacy" not in have and "transformers" not in have
+    assert not {"xformers", "spacy", "transformers", "ruff", "mypy", "pytest-xdist", "pytest-cov"} & set(have)
     assert not (ready / "artifacts").exists(), "a set-up that worked leaves no logs"
     state = json.loads((ready / ".venv" / "voice-lane-setup.json").read_text())
-    assert state["audiocraft"] == {"import": "installed", "source": None, "version": "1.3.0"}
+    assert state["audiocraft"] == {"import": "installed", "source": None}
 
 
 def test_a_second_call_changes_nothing_and_says_nothing_of_it(ready: Path) -> None:
@@ -97,10 +98,10 @@ def test_a_second_call_changes_nothing_and_says_nothing_of_it(ready: Path) -> No
 
 def test_what_is_gone_comes_back(ready: Path) -> None:
     python = ready / ".venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "uninstall", "-y", "-q", "colorlog"], check=True, capture_output=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "-y", "-q", "treetable"], check=True, capture_output=True)
     done = harness(ready, "bootstrap", environ=environ(), timeout=600)
-    assert done.returncode == 0 and "install again what is gone: colorlog" in done.stdout
-    assert "colorlog" in packages(python)
+    assert done.returncode == 0 and "will install 1 packages: treetable==" in done.stdout
+    assert "treetable" in packages(python)
 
 
 def test_what_is_declared_otherwise_is_linked_again(ready: Path) -> None:
@@ -119,13 +120,13 @@ def test_an_active_environment_is_added_to_and_nothing_in_it_changes(ready: Path
     assert {name: after.get(name) for name in before} == before
     assert {"voice-lane-harness", "audiocraft", "syrupy", "einops", "flashy"} <= set(after) - set(before)
     assert f"stays as it is: torch {before['torch']}, numpy {before['numpy']}" in done.stdout
-    assert "install torch" not in done.stdout
+    assert "torch==" not in done.stdout
 
 
-def test_colab_is_used_as_it_is(ready: Path, active: Path, tmp_path: Path) -> None:
+def test_colab_is_used_as_it_is(active: Path, tmp_path: Path) -> None:
     """Colab's interpreter is no virtual environment, and has packages: a copy of this machine's, with those of
     ``active``."""
-    base = tmp_path / "usr"
+    checkout, base = copy_checkout(tmp_path), tmp_path / "usr"
     shutil.copytree(
         sys.base_prefix,
         base,
@@ -139,13 +140,13 @@ def test_colab_is_used_as_it_is(ready: Path, active: Path, tmp_path: Path) -> No
     before = packages(python)
     assert ask_interpreter(python).prefix == base
     done = harness(
-        ready, "bootstrap", environ=environ(COLAB_RELEASE_TAG="release-colab"), python=[str(python)], timeout=600
+        checkout, "bootstrap", environ=environ(COLAB_RELEASE_TAG="release-colab"), python=[str(python)], timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Colab's interpreter ({base})" in done.stdout and (base / "voice-lane-setup.json").exists()
+    assert f"Set-up: Colab: its Python ({base})" in done.stdout and (base / "voice-lane-setup.json").exists()
     after = packages(python)
     assert {name: after.get(name) for name in before} == before and after["audiocraft"] == "1.3.0"
-    again = harness(ready, "bootstrap", environ=no_index(COLAB_RELEASE_TAG="release-colab"), python=[str(python)])
+    again = harness(checkout, "bootstrap", environ=no_index(COLAB_RELEASE_TAG="release-colab"), python=[str(python)])
     assert again.returncode == 0 and again.stdout.startswith("Ready: ")
 
 
@@ -158,7 +159,7 @@ def test_a_package_of_somebody_that_is_too_old_blocks_and_stays(ready: Path, act
     )
     before = packages(active)
     done = harness(ready, "run", environ=environ(), python=[str(active)])
-    assert done.returncode == 11 and "pytest 7.4.4 (needed: pytest>=8.4)" in done.stdout
+    assert done.returncode == 11 and "pytest==7.4.4" in done.stdout and "pytest>=8.4" in done.stdout
     assert packages(active) == before
 
 
@@ -217,7 +218,7 @@ def test_back_from_a_checkout_to_the_package(ready: Path, active: Path, source: 
     asked = environ(AUDIOCRAFT_SOURCE=str(source), INSTALL_AUDIOCRAFT_EDITABLE="1")
     assert harness(ready, "bootstrap", environ=asked, python=[str(active)], timeout=600).returncode == 0
     done = harness(ready, "bootstrap", environ=environ(), python=[str(active)], timeout=600)
-    assert "in place of audiocraft 1.4.0a2" in done.stdout and done.returncode == 0
+    assert "will replace audiocraft 1.4.0a2 by 1.3.0" in done.stdout and done.returncode == 0
     assert packages(active)["audiocraft"] == "1.3.0"
 
 

@@ -16,6 +16,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from bare_machine import clean_environ, harness
+
+from harness.bootstrap.command_line import COMMANDS
 
 pytestmark = pytest.mark.bootstrap
 
@@ -85,13 +88,56 @@ def test_three_lines_in_an_empty_project(python: Path, tmp_path: Path) -> None:
         call(python, "-O", "-m", "pytest", "-m", "smoke", "--lane", "mine", cwd=tmp_path)
 
 
-def test_the_promotion_check_knows_the_recordings_and_writes_nothing(python: Path, tmp_path: Path) -> None:
-    def files() -> set[Path]:
-        return {path for path in python.parents[1].rglob("*") if path.suffix != ".pyc" and path.name != "__pycache__"}
+def test_every_command_works_without_a_checkout_and_writes_beside_no_package(python: Path, tmp_path: Path) -> None:
+    """With an example lane of the project, in a folder below it, and none of them changes the environment."""
+    for name in ("sounds.py", "plain_numpy.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.harness.lanes]\n"
+        'mine = {command = ["{python}", "plain_numpy.py", "a.wav", "out"], checkpoint = "out/voice.npz"}\n'
+    )
+    (tmp_path / "test_lane.py").write_text("from harness.gates import *\n")
+    (tmp_path / "out").mkdir()
+    make = "from pathlib import Path; from sounds import write_sound; write_sound(Path('a.wav'), 220)"
+    call(python, "-c", f"import sys; sys.path.insert(0, '.'); {make}", cwd=tmp_path)
+    words = ("--lane", "mine", "--snapshot-update", "--baseline-reason", "the first result")
+    call(python, "-m", "pytest", "-m", "smoke", *words, cwd=tmp_path)
+    (recorded,) = (tmp_path / "baselines" / "mine").glob("*.json")
+    below = tmp_path / "below"
+    below.mkdir()
+    before = files(python)
+    run = "../artifacts/mine"
+    expected = {
+        ("baseline", "list"): (0, recorded.name),
+        ("baseline", "show"): (0, "mine lane"),
+        ("explain", run, str(recorded)): (0, "the recorded result"),
+        ("explain", run, run): (0, "no difference"),
+        ("summary", run): (0, "match"),
+        ("doctor",): (0, "mine: runs"),
+        ("listen", run): (1, "report.html"),  # there is nothing to hear of this lane
+        ("changed", "--base", "HEAD"): (0, "lane changed: yes"),
+        ("promotion-check", "."): (1, "bundle_missing"),
+        ("run",): (11, "pytest -m smoke"),
+        ("test",): (11, "pytest -m smoke"),
+        ("bootstrap",): (11, "pytest -m smoke"),
+    }
+    for command, (code, says) in expected.items():
+        done = harness(below, *command, python=[str(python)], environ=clean_environ())
+        said = done.stdout + done.stderr
+        assert done.returncode == code and says in said and "Traceback" not in said, f"{command}: {said}"
+    assert {command[0] for command in expected} == set(COMMANDS), "a command is missing here"
+    assert files(python) == before and not list(below.iterdir())
 
-    before = files()
+
+def files(python: Path) -> set[Path]:
+    """What lies in the interpreter's environment, but what Python compiles for itself."""
+    return {path for path in python.parents[1].rglob("*") if path.suffix != ".pyc" and path.name != "__pycache__"}
+
+
+def test_the_promotion_check_knows_the_recordings_and_writes_nothing(python: Path, tmp_path: Path) -> None:
+    before = files(python)
     check = [python, "-m", "harness", "promotion-check", tmp_path, "--json"]
     done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     found = json.loads(done.stdout)
     assert {refusal["code"] for refusal in found["refusals"]} == {"status_missing", "dataset_missing", "bundle_missing"}
-    assert done.returncode == 1 and files() == before and not list(tmp_path.iterdir())
+    assert done.returncode == 1 and files(python) == before and not list(tmp_path.iterdir())

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.evidence import RunEvidence
+from harness.evidence import NotApplicable, RunEvidence
 from harness.gates.lane import Measured
 from harness.numerics.digest import file_sha256
+from harness.pytest_plugin import lane_code
 
 pytestmark = pytest.mark.smoke
 
@@ -52,6 +53,18 @@ def recordings(lane_run: RunEvidence) -> list[Path]:
         if p.suffix.lower() in (*SUFFIXES, *MORE_SUFFIXES) and not p.name.startswith(".")
     ]
     return [path for path in found if path.is_file() and not any(path.is_relative_to(folder) for folder in own)]
+
+
+def test_the_lane_that_ran_is_this_checkouts(
+    lane_run: RunEvidence, pytestconfig: pytest.Config, measured: Measured
+) -> None:
+    """The code that ran is this checkout's, file by file: header, report and verdict speak of the same code."""
+    if pytestconfig.getoption("--lane-evidence"):
+        raise NotApplicable("--lane-evidence runs nothing: the evidence may be of other code")
+    code, ran = lane_code(pytestconfig), lane_run.environment["code_digest"]
+    measured(f"code {ran[:12]}")
+    assert ran == code.digest, "the lane's process ran other code than this checkout's"
+    assert lane_run.report["head_commit"].removesuffix("-dirty") in (code.commit, "unknown")
 
 
 def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: Measured) -> None:

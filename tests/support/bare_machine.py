@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.bootstrap.commands import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 # Python without site-packages, without PYTHONPATH and without a virtual environment: what a bare machine runs.
 BARE_PYTHON = [str(Path(sys.base_prefix) / "bin" / "python3"), "-S", "-E", "-s"]
 ASKED_FOR = (

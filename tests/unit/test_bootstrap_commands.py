@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from bare_machine import clean_environ
+from bare_machine import ROOT, clean_environ
 
 from harness.bootstrap import commands
-from harness.bootstrap.commands import ROOT, call_in_setup, run_child
+from harness.bootstrap.commands import call_where_it_is, run_child
+from harness.bootstrap.ready import Setup
 from harness.bootstrap.report import REPORT_SHOWN
-from harness.bootstrap.setup import Setup
 
 Calls = list[list[str]]
 
@@ -26,14 +27,14 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """The environment is ready, and what would be started in it is noted; "codes" decides how each one ends."""
     seen: Calls = []
     monkeypatch.setenv("LANE_RUN_DIR", str(tmp_path))
-    ready = Setup(Path("/ready/python"), Path("/ready"), "installed", None, was_ready=True)
-    monkeypatch.setattr(commands, "prepare", lambda environ: ready)
+    ready = Setup(ROOT, Path("/ready/python"), Path("/ready"), "installed", None)
+    monkeypatch.setattr(commands, "prepare", lambda environ, root, tests=False: ready)
     answer_with(monkeypatch, seen, lambda words: 0)
     return seen
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, seen: Calls, answer: Callable[[Sequence[str]], int]) -> None:
-    def child(argv: Sequence[str | Path], environ: dict[str, str], root: Path = ROOT) -> int:
+    def child(argv: Sequence[str | Path], environ: dict[str, str], folder: Path) -> int:
         assert environ["AUDIOCRAFT_IMPORT"] == "installed"
         seen.append([str(word) for word in argv][2:])
         return answer(seen[-1])
@@ -50,7 +51,7 @@ def test_run_is_the_gates_with_what_was_added(calls: Calls, capsys: pytest.Captu
 def test_a_report_that_pytest_has_shown_is_not_followed_by_another(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def child(argv: Sequence[str | Path], environ: dict[str, str]) -> int:
+    def child(argv: Sequence[str | Path], environ: dict[str, str], folder: Path) -> int:
         Path(environ[REPORT_SHOWN]).touch()
         return 1
 
@@ -59,13 +60,18 @@ def test_a_report_that_pytest_has_shown_is_not_followed_by_another(
     assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("code", [3, 4, 5, 137])
+@pytest.mark.parametrize(("code", "ours"), [(3, 3), (4, 64), (5, 5), (137, 137)])
 def test_pytest_that_ended_before_the_lane_ran_still_ends_in_a_report(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    ours: int,
 ) -> None:
     answer_with(monkeypatch, calls, lambda words: code)
     for _ in range(2):  # the second replaces what the first left
-        assert commands.run(["--no-such-option"]) == code
+        assert commands.run(["--no-such-option"]) == ours
         said = capsys.readouterr().out
         assert said == (tmp_path / "train_report.txt").read_text()
         assert f"first_failed_step: pytest\nroot_cause: pytest ended with exit code {code}" in said
@@ -91,7 +97,7 @@ def test_a_mistyped_option_costs_no_run(
 ) -> None:
     (tmp_path / name).write_text(holds)
     answer_with(monkeypatch, calls, lambda words: 4)
-    assert commands.run(["--steps", "10"]) == 4
+    assert commands.run(["--steps", "10"]) == 64
     assert "objective_status: failed\nfirst_failed_step: pytest\n" in capsys.readouterr().out
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: holds}
 
@@ -103,7 +109,7 @@ def test_a_status_path_that_is_a_users_file_is_not_written(
     recording.write_bytes(b"RIFF\xff\xfe")
     monkeypatch.setenv("TRAIN_STATUS_PATH", str(recording))
     answer_with(monkeypatch, calls, lambda words: 4)
-    assert commands.run(["--steps"]) == 4
+    assert commands.run(["--steps"]) == 64
     assert recording.read_bytes() == b"RIFF\xff\xfe" and list(tmp_path.iterdir()) == [recording]
 
 
@@ -127,32 +133,35 @@ def test_a_check_that_fails_fails_the_whole_and_the_tests_still_run(
 def test_pytests_own_exit_code_is_kept(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, calls, lambda words: 5 if words[0] == "pytest" else 1)
     assert commands.test([]) == 5
+    answer_with(monkeypatch, calls, lambda words: 4)
+    assert commands.test(["--no-such-option"]) == 64
 
 
-def test_a_command_that_needs_packages_goes_to_the_interpreter_that_has_them(calls: Calls) -> None:
-    def here() -> int:
-        raise AssertionError("called in the wrong interpreter")
-
-    assert call_in_setup("explain", ["a", "b"], here) == 0
-    assert calls == [["harness", "explain", "a", "b"]]
-
-
-@pytest.mark.parametrize(("way", "is_here"), [("installed", True), ("pythonpath", False)])
-def test_a_command_in_the_right_interpreter_is_called_at_once(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch, way: str, is_here: bool
+def test_a_command_that_lacks_a_package_goes_where_it_is(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """But with PYTHONPATH to be set, a new process is needed: it is read when an interpreter starts."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv("AUDIOCRAFT_IMPORT", "")
-    ready = Setup(Path(sys.executable), Path(sys.prefix), way, "/source", was_ready=True)
-    monkeypatch.setattr(commands, "prepare", lambda environ: ready)
-    monkeypatch.setattr(commands, "run_child", lambda *words: 42)
-    assert call_in_setup("explain", [], lambda: 7) == (7 if is_here else 42)
+    """Into an environment of the checkout that is ready, if it is another one than this; else it says what to do."""
+    ready = Setup(tmp_path, Path("/ready/python"), Path("/ready"), "installed", None)
+    monkeypatch.setattr(commands, "find_ready", lambda root, target, settings: ready)
+    assert call_where_it_is("numpy", "explain", ["a", "b"]) == 0
+    assert calls == [["harness", "explain", "a", "b"]]
+    here = dataclasses.replace(ready, python=Path(sys.executable), prefix=Path(sys.prefix))
+    for found, folder, command in (
+        (here, ROOT, "python3 -m harness bootstrap"),
+        (None, ROOT, "python3 -m harness bootstrap"),
+        (ready, tmp_path, f"{sys.executable} -m pip install numpy"),
+    ):
+        monkeypatch.setattr(commands, "find_ready", lambda root, target, settings, found=found: found)
+        monkeypatch.chdir(folder)
+        assert call_where_it_is("numpy", "explain", []) == 11
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "numpy" in line and line.endswith(f"; next: {command}")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("code", "expected"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
 def test_the_childs_end_is_the_commands(code: str, expected: int) -> None:
-    assert run_child([sys.executable, "-c", f"import os, sys; {code}"], dict(os.environ)) == expected
+    assert run_child([sys.executable, "-c", f"import os, sys; {code}"], dict(os.environ), ROOT) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,7 +175,7 @@ def test_a_signal_reaches_the_child_and_its_own_end_is_waited_for(number: int, t
     )
     parent = (
         "import os, sys; from harness.bootstrap.commands import run_child\n"
-        f"sys.exit(run_child([sys.executable, '-c', {child!r}], dict(os.environ)))"
+        f"sys.exit(run_child([sys.executable, '-c', {child!r}], dict(os.environ), '.'))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", parent],

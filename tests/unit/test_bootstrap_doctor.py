@@ -10,10 +10,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from bare_machine import clean_environ, copy_checkout, harness
+from bare_machine import ROOT, clean_environ, copy_checkout, harness
 
 from harness.bootstrap import doctor as module
-from harness.bootstrap.commands import ROOT
 from harness.bootstrap.doctor import Finding, as_line, examine
 from harness.numerics.processor import forced
 
@@ -29,9 +28,6 @@ SUBJECTS = [
     "lane",
     "memory",
     "disk",
-    "audio",
-    "model",
-    "hub access",
     "git head",
 ]
 
@@ -73,40 +69,6 @@ def test_settings_and_head(checkout: Path) -> None:
     assert "RUN_GIT_SYNC='maybe'" in lines["settings"].text and lines["settings"].todo
     assert not found(checkout)["settings"].todo
     assert found(checkout, EXPECTED_HEAD="abcdef1", GIT_CEILING_DIRECTORIES="/")["git head"].text
-
-
-@pytest.mark.usefixtures("told")
-def test_audio(checkout: Path) -> None:
-    audio = checkout / "a.flac"
-    assert "No such file" in found(checkout, AUDIO_PATH="a.flac")["audio"].text
-    audio.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert found(checkout, AUDIO_PATH="a.flac")["audio"].todo == "git lfs pull"
-    audio.write_bytes(b"f" * 5_000_000)
-    assert found(checkout, AUDIO_PATH="a.flac")["audio"].todo
-    audio.write_bytes(b"f" * 5_000_001)
-    assert not found(checkout, AUDIO_PATH="a.flac")["audio"].todo
-
-
-@pytest.mark.usefixtures("told")
-def test_model_and_hub(checkout: Path) -> None:
-    (checkout / "data" / "musicgen_nano").mkdir(parents=True)
-    lines = found(checkout)
-    assert "lacks state_dict.bin, compression_state_dict.bin" in lines["model"].text and lines["model"].todo
-    assert not lines["hub access"].todo, "a model on disk needs no hub"
-    for name in ("state_dict.bin", "compression_state_dict.bin"):
-        (checkout / "data" / "musicgen_nano" / name).touch()
-    assert not found(checkout)["model"].todo
-    lines = found(checkout, LANE_MODEL="facebook/musicgen-small")
-    assert not lines["model"].todo and "unset HF_HUB_OFFLINE" in lines["hub access"].todo
-
-
-def test_a_hub_that_does_not_answer(checkout: Path) -> None:
-    environ = clean_environ(HF_ENDPOINT="http://127.0.0.1:9", LANE_MODEL="facebook/musicgen-small")
-    finding = module._hub(environ, checkout)
-    assert "does not answer" in finding.text and finding.todo
-    environ.pop("LANE_MODEL")
-    (checkout / "data" / "musicgen_nano").mkdir(parents=True)
-    assert not module._hub(environ, checkout).todo
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
@@ -154,13 +116,6 @@ def test_a_run_directory_without_locks_or_of_another_run(tmp_path: Path, monkeyp
     monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.raises(OSError, match="No locks"), could_own(tmp_path):
         pass
-
-
-def test_one_cause_has_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ask_torch", lambda *words: dict(TORCH))
-    monkeypatch.setattr(module, "_lane", lambda *words: Finding("lane", "preflight: audio_missing: a.flac", "put it"))
-    subjects = [finding.subject for finding in examine(clean_environ(HF_HUB_OFFLINE="1", AUDIO_PATH="a"), checkout)]
-    assert subjects == [subject for subject in SUBJECTS if subject != "audio"]
 
 
 @pytest.mark.parametrize(("threads", "is_off"), [("1", False), ("1000", True)])

@@ -33,7 +33,7 @@ def python(tmp_path: Path) -> Path:
     """An interpreter without pip."""
     subprocess.run([BARE_PYTHON[0], "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     found = tmp_path / "env" / "bin" / "python"
-    assert not pip.has_pip(found)
+    assert pip.pip_version(found) is None
     return found
 
 
@@ -80,13 +80,13 @@ def test_pip_that_is_there_is_used(tmp_path: Path) -> None:
 def test_get_pip_from_a_file(python: Path, without_ensurepip: dict[str, str], get_pip: Path, tmp_path: Path) -> None:
     log = SetupLog()
     way = pip.ensure_pip(python, get_pip.as_uri(), log, root=tmp_path, environ=without_ensurepip)
-    assert way == "get-pip" and pip.has_pip(python)
+    assert way == "get-pip" and pip.pip_version(python)
     assert any("ensurepip is split off" in line for line in log.stderr)
 
 
 def test_get_pip_from_a_server(python: Path, without_ensurepip: dict[str, str], server: str, tmp_path: Path) -> None:
     way = pip.ensure_pip(python, f"{server}/get-pip.py", SetupLog(), root=tmp_path, environ=without_ensurepip)
-    assert way == "get-pip" and pip.has_pip(python)
+    assert way == "get-pip" and pip.pip_version(python)
 
 
 @pytest.mark.parametrize("name", ["file:///nowhere/get-pip.py", "http://127.0.0.1:9/get-pip.py", "SERVER/missing.py"])
@@ -141,8 +141,9 @@ def test_a_package_that_the_index_does_not_have_is_not_called_a_network_problem(
         ("error: externally-managed-environment", "belongs to the operating system"),
         ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'", "no permission"),
         (
-            "    torch 2.13.0 depends on setuptools>=77\nERROR: ResolutionImpossible: for help visit",
-            "conflicts with what is installed here and must stay: torch 2.13.0 depends on setuptools>=77",
+            "ERROR: Cannot install x\nThe conflict is caused by:\n    The user requested pytest>=8.4\n"
+            "    The user requested (constraint) pytest==7.4\n\nTo fix this\nERROR: ResolutionImpossible: for help",
+            "does not go with what is needed: needed: pytest>=8.4; installed: pytest==7.4",
         ),
         (
             "noise\nERROR: Failed building wheel for thing",
@@ -169,6 +170,25 @@ def test_pip_is_not_left_waiting_for_a_network(monkeypatch: pytest.MonkeyPatch) 
     assert watch(None) == ""
     now[0] = 86
     assert watch(None) == trouble
+
+
+def test_a_pip_that_cannot_plan_is_upgraded_where_it_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(python: Path, words: list[str], log: SetupLog, **_: object) -> Finished:
+        asked.append(words)
+        return Finished("pip", 0, [], [])
+
+    monkeypatch.setattr(pip, "run_pip", run)
+    log = SetupLog()
+    for version, is_own in (((22, 1), True), ((22, 2), True), ((22, 2), False)):
+        monkeypatch.setattr(pip, "pip_version", lambda python, version=version: version)
+        pip.ensure_able(tmp_path, is_own=is_own, log=log, root=tmp_path, environ={})
+    assert asked == [["install", "--upgrade", "pip"]]
+    monkeypatch.setattr(pip, "pip_version", lambda python: (22, 1))
+    with pytest.raises(SetupError, match=r"found pip 22\.1"):
+        pip.ensure_able(tmp_path, is_own=False, log=log, root=tmp_path, environ={})
+    assert len(asked) == 1
 
 
 def test_what_a_command_said_is_kept_and_only_its_end_is_shown(tmp_path: Path) -> None:

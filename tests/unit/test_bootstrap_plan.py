@@ -1,100 +1,142 @@
-"""What the set-up decides to change, given what is installed."""
+"""What the set-up decides to install: pip is asked for real, in an environment of empty packages, without an index."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import pip
 import pytest
+from bare_machine import BARE_PYTHON, ROOT, no_index
 
+from harness.bootstrap import plan as module
 from harness.bootstrap.errors import SetupError
-from harness.bootstrap.plan import Plan, constraints, make_plan
-from harness.bootstrap.versions import parse_requirement
+from harness.bootstrap.installed import ask_interpreter, installed_versions
+from harness.bootstrap.plan import Plan, kept, lacking, make_plan, requirements
+from harness.bootstrap.steps import Finished, SetupLog
+from harness.bootstrap.target import MINIMUM_TORCH
 
-NEEDS = [parse_requirement(line) for line in ("torch>=2.6", "numpy>=1.26", "pytest>=8.2")]
-COMPLETE = {"torch": "2.9.1+cu126", "numpy": "2.0.2", "pytest": "8.4.2", "audiocraft": "1.3.0", "jax": "0.7.2"}
-
-
-def plan(installed: dict[str, str], **changes: object) -> Plan:
-    arguments: dict[str, object] = {"is_own": False, "project_is_linked": True, **changes}
-    return make_plan(NEEDS, installed, **arguments)  # type: ignore[arg-type]
-
-
-def without(*names: str) -> dict[str, str]:
-    return {name: version for name, version in COMPLETE.items() if name not in names}
+PROJECT = """
+[project]
+dependencies = ["torch>=2.6", "numpy>=2.0", "pytest>=8.4"]
+optional-dependencies.test = ["ruff>=0.9"]
+"""
+COMPLETE = {"torch": "2.9.1+cu126", "numpy": "2.0.2", "pytest": "8.4.2", "jax": "0.7.2"}
 
 
-def test_nothing_to_do() -> None:
-    assert plan(COMPLETE).actions == ()
+def metadata(name: str, version: str, needs: Sequence[str] = ()) -> str:
+    return "".join(
+        [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", *(f"Requires-Dist: {n}\n" for n in needs)]
+    )
 
 
-def test_bare_environment_gets_torch_first_by_its_exact_version_and_audiocraft_last() -> None:
-    actions = plan({"pip": "23.2.1", "setuptools": "65.5.0"}, is_own=True, project_is_linked=False).actions
-    assert [action.step for action in actions] == ["torch", "project", "audiocraft"]
-    assert [action.package for action in actions] == ["torch==2.13.0", "voice-lane-harness", "audiocraft==1.3.0"]
-    assert "replace setuptools 65.5.0" in actions[0].words
-    assert "numpy>=1.26" in actions[1].words and "torch" not in actions[1].words
+class Machine:
+    """A project, an environment, and a folder of packages in place of an index."""
+
+    def __init__(self, where: Path) -> None:
+        self.root, self.index = where / "project", where / "index"
+        self.root.mkdir()
+        self.index.mkdir()
+        (self.root / "pyproject.toml").write_text(PROJECT)
+        subprocess.run([BARE_PYTHON[0], "-m", "venv", "--without-pip", where / "env"], check=True)
+        self.python = where / "env" / "bin" / "python"
+        (self.site,) = ask_interpreter(self.python).folders
+        (self.site / "pip").symlink_to(Path(pip.__file__).parent)
+        offered = {"torch": "2.13.0", "numpy": "2.4.6", "pytest": "9.2.0", "ruff": "0.15.0", "setuptools": "84.2.1"}
+        for name, version in offered.items():
+            with zipfile.ZipFile(self.index / f"{name}-{version}-py3-none-any.whl", "w") as file:
+                needs = ["setuptools>=77"] if name == "torch" else []
+                file.writestr(f"{name}-{version}.dist-info/METADATA", metadata(name, version, needs))
+                file.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+                file.writestr(f"{name}-{version}.dist-info/RECORD", "")
+
+    def hold(self, versions: dict[str, str]) -> None:
+        """Have these installed, and nothing else."""
+        for folder in self.site.glob("*.dist-info"):
+            shutil.rmtree(folder)
+        for name, version in versions.items():
+            folder = self.site / f"{name}-{version}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(metadata(name, version))
+            (folder / "RECORD").touch()
+
+    def plan(self, *, is_own: bool, tests: bool = False, **environ: str) -> Plan:
+        have = installed_versions([self.site])
+        asked = no_index(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(self.index)) | environ
+        return make_plan(self.python, self.root, have, is_own=is_own, tests=tests, log=SetupLog(), environ=asked)
 
 
-@pytest.mark.parametrize("torch", ["2.6", "2.6.0+cu124", "2.9.1", "3.0"])
-@pytest.mark.parametrize("is_own", [True, False])
-def test_a_torch_in_the_range_is_left_alone(torch: str, is_own: bool) -> None:
-    installed = {"torch": torch, "numpy": "1.26.4", "transformers": "4.57.0"}
-    found = plan(installed, is_own=is_own, project_is_linked=False)
-    assert "torch" not in [action.step for action in found.actions]
-    assert found.left_alone == (f"torch {torch}", "numpy 1.26.4", "transformers 4.57.0")
-    assert f"torch=={torch}\n" in constraints(installed, is_own=is_own)
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("plan"))
+
+
+def test_a_bare_environment_gets_torch_by_its_exact_version_and_all_else(machine: Machine) -> None:
+    machine.hold({"setuptools": "65.5.0"})
+    plan = machine.plan(is_own=True)
+    assert set(plan.packages) == {"torch==2.13.0", "numpy==2.4.6", "pytest==9.2.0", "setuptools==84.2.1"}
+    assert plan.replaced == {"setuptools": ("65.5.0", "84.2.1")} and machine.plan(is_own=False) == plan
+    assert set(machine.plan(is_own=True, tests=True).packages) - set(plan.packages) == {"ruff==0.15.0"}
+
+
+def test_nothing_to_do_takes_no_index(machine: Machine) -> None:
+    machine.hold(COMPLETE)
+    for is_own in (True, False):
+        assert machine.plan(is_own=is_own, PIP_FIND_LINKS="") == Plan((), {})
+    assert lacking(machine.python, requirements(machine.root, tests=False), machine.root) == ""
+    assert lacking(machine.python, requirements(machine.root, tests=True), machine.root) == "ruff>=0.9"
 
 
 @pytest.mark.parametrize("torch", ["2.5.1", "2.6.0a0+df5bbc09d1.nv24.11", "1.13"])
 @pytest.mark.parametrize("is_own", [True, False])
-def test_an_older_torch_blocks_and_is_not_replaced(torch: str, is_own: bool) -> None:
-    with pytest.raises(SetupError, match=f"torch {torch.split('+')[0]}") as caught:
-        plan({**COMPLETE, "torch": torch}, is_own=is_own)
-    assert caught.value.step == "torch" and caught.value.blocked
-
-
-def test_a_package_of_somebody_is_not_replaced_and_every_one_is_named() -> None:
+def test_an_older_torch_blocks_and_is_not_replaced(machine: Machine, torch: str, is_own: bool) -> None:
+    machine.hold({**COMPLETE, "torch": torch})
     with pytest.raises(SetupError) as caught:
-        plan({**COMPLETE, "numpy": "1.24.0", "pytest": "7.4.0"})
-    assert caught.value.blocked
-    assert "numpy 1.24.0 (needed: numpy>=1.26), pytest 7.4.0 (needed: pytest>=8.2)" in caught.value.cause
+        machine.plan(is_own=is_own)
+    assert caught.value.blocked and "torch>=2.6" in caught.value.cause and f"torch=={torch}" in caught.value.cause
 
 
-def test_in_the_own_environment_it_is_replaced_and_said() -> None:
-    (action,) = plan({**COMPLETE, "numpy": "1.24.0"}, is_own=True).actions
-    assert action.words == "replace numpy 1.24.0 by numpy>=1.26"
+def test_a_package_of_somebody_is_not_replaced_and_named(machine: Machine) -> None:
+    machine.hold({**COMPLETE, "pytest": "7.4.0"})
+    with pytest.raises(SetupError) as caught:
+        machine.plan(is_own=False)
+    assert caught.value.blocked and "pytest>=8.4" in caught.value.cause and "pytest==7.4.0" in caught.value.cause
+    plan = machine.plan(is_own=True)
+    assert plan == Plan(("pytest==9.2.0",), {"pytest": ("7.4.0", "9.2.0")})
 
 
-def test_what_an_earlier_set_up_left_and_is_gone_is_installed_again() -> None:
-    (action,) = plan(COMPLETE, vanished=("colorlog",)).actions
-    assert action.step == "project" and "colorlog" in action.words
+def test_no_plan_of_pips_replaces_what_is_kept(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever pip makes of the constraints: of a version, for instance, that it does not understand."""
+
+    def resolved(python: Path, words: Sequence[str | Path], log: SetupLog, **_: object) -> Finished:
+        report = Path(words[words.index("--report") + 1])
+        report.write_text(json.dumps({"install": [{"metadata": {"name": "Jax", "version": "0.8"}}]}))
+        return Finished("pip", 0, [], [])
+
+    monkeypatch.setattr(module, "run_pip", resolved)
+    machine.hold({**COMPLETE, "jax": "dev"})
+    with pytest.raises(SetupError, match=r"jax dev by 0\.8"):
+        machine.plan(is_own=False)
+    assert machine.plan(is_own=True).packages == ("jax==0.8",)
 
 
-def test_another_checkout_is_linked_over() -> None:
-    (action,) = plan(COMPLETE, project_is_linked=False).actions
-    assert "link this checkout" in action.words
+def test_what_is_kept() -> None:
+    have = {"torch": "2.9", "numpy": "2.0", "audiocraft": "1.2", "voice-lane-harness": "0.0", "setuptools": "65"}
+    assert kept(have, is_own=True) == {"torch": "2.9"}
+    assert set(kept(have, is_own=False)) == {"torch", "numpy", "setuptools"}
+    del have["torch"]
+    assert set(kept(have, is_own=False)) == {"numpy"} and kept(have, is_own=True) == {}
 
 
-def test_another_audiocraft_is_the_one_thing_that_is_replaced() -> None:
-    (action,) = plan({**COMPLETE, "audiocraft": "1.4.0a1"}).actions
-    assert action.words.endswith("in place of audiocraft 1.4.0a1")
-
-
-def test_audiocraft_from_a_checkout() -> None:
-    source = Path("/somewhere/audiocraft")
-    (action,) = plan(without("audiocraft"), audiocraft="editable", audiocraft_source=source).actions
-    assert action.step == "audiocraft" and "/somewhere/audiocraft" in action.words
-    assert plan(without("audiocraft"), audiocraft="pythonpath", audiocraft_source=source).actions == ()
-
-
-def test_in_somebodys_environment_everything_is_kept_as_it_is() -> None:
-    kept = constraints({**COMPLETE, "setuptools": "65.5.0", "voice-lane-harness": "0.1.0"}, is_own=False)
-    assert kept.split() == ["jax==0.7.2", "numpy==2.0.2", "pytest==8.4.2", "setuptools==65.5.0", "torch==2.9.1+cu126"]
-
-
-def test_torch_may_bring_the_setuptools_it_needs() -> None:
-    assert constraints({"setuptools": "65.5.0", "wheel": "0.40"}, is_own=False) == "wheel==0.40\n"
-
-
-def test_in_the_own_environment_torch_is_kept() -> None:
-    assert constraints(COMPLETE, is_own=True) == "torch==2.9.1+cu126\n"
+def test_the_torch_that_is_looked_for_is_the_one_that_is_declared() -> None:
+    (line,) = [line for line in requirements(ROOT, tests=False) if re.match(r"torch\b", line)]
+    assert line == "torch>={}.{}".format(*MINIMUM_TORCH)
+    tools = {"mypy", "ruff", "pytest-xdist", "pytest-cov", "check-jsonschema"}
+    names = {re.split(r"\W", line.replace("-", "_"))[0] for line in requirements(ROOT, tests=False)}
+    assert not {tool.replace("-", "_") for tool in tools} & names, f"{sys.executable}: a run does not need these"

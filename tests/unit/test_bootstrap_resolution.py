@@ -17,11 +17,10 @@ from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 import pytest
-from bare_machine import clean_environ
+from bare_machine import ROOT, clean_environ
 
-from harness.bootstrap.commands import ROOT
-from harness.bootstrap.plan import TORCH_VERSION, read_requirements
-from harness.bootstrap.versions import normalise
+from harness.bootstrap.installed import normalise
+from harness.bootstrap.plan import TORCH_VERSION, requirements
 
 pytestmark = pytest.mark.bootstrap
 
@@ -54,7 +53,7 @@ def to_resolve() -> tuple[list[str], list[str]]:
     """What pip resolves as a whole, and the packages that are looked at one by one."""
     whole: set[str] = set()
     apart: set[str] = set()
-    queue = [need.text for need in read_requirements(ROOT / "pyproject.toml")]
+    queue = requirements(ROOT, tests=True)
     while queue:
         line = queue.pop()
         name = name_of(line)
@@ -116,6 +115,6 @@ def test_the_key_of_the_workflows_cache_has_the_version_of_each_package() -> Non
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     named = {normalise(line.partition("==")[0]) for line in lines if "==" in line}
-    assert {need.name for need in read_requirements(ROOT / "pyproject.toml")} | {"audiocraft"} <= named
+    assert {name_of(line) for line in requirements(ROOT, tests=True)} | {"audiocraft"} <= named
     assert sum(line.startswith(f"torch=={TORCH_VERSION}") for line in lines) == 1
     assert f"python {sys.version}" in lines

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.bootstrap import setup as made
+from harness.bootstrap import ready as made
+from harness.bootstrap import setup as making
 from harness.bootstrap import target
-from harness.bootstrap.commands import ROOT
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.installed import ask_interpreter, editable_source, installed_versions
+from harness.bootstrap.ready import STATE_FILE, STATE_SCHEMA, Setup, find_ready, fingerprint, remember
 from harness.bootstrap.settings import SetupSettings
-from harness.bootstrap.setup import STATE_FILE, Setup, find_ready, fingerprint
+from harness.bootstrap.steps import SetupLog
 from harness.bootstrap.target import SERVICES, Target, choose_target
 
 
@@ -43,15 +44,18 @@ class Machine:
         self.link_to(self.root)
         self.settings = SetupSettings()
         self.target = Target("own", self.prefix)
-        ready = Setup(self.target.python, self.prefix, "installed", None, was_ready=False)
-        made._remember(ready, self.root, (self.packages,), self.settings)
+        self.remember(tests=False)
+
+    def remember(self, *, tests: bool) -> None:
+        ready = Setup(self.root, self.target.python, self.prefix, "installed", None)
+        remember(ready, (self.packages,), self.settings, tests=tests)
 
     def link_to(self, root: Path) -> None:
         direct = {"url": root.as_uri(), "dir_info": {"editable": True}}
         (self.packages / "voice_lane_harness-0.1.0.dist-info" / "direct_url.json").write_text(json.dumps(direct))
 
-    def ready(self) -> Setup | None:
-        return find_ready(self.root, self.target, self.settings)
+    def ready(self, *, tests: bool = False) -> Setup | None:
+        return find_ready(self.root, self.target, self.settings, tests=tests)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_nothing_has_changed_and_it_takes_no_process_to_know(machine: Machine, m
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     found = machine.ready()
-    assert found is not None and found.was_ready and found.python == machine.prefix / "bin" / "python"
+    assert found is not None and found.python == machine.prefix / "bin" / "python"
 
 
 CHANGES: dict[str, Callable[[Machine], object]] = {
@@ -81,7 +85,7 @@ CHANGES: dict[str, Callable[[Machine], object]] = {
     "environment gone": lambda m: m.prefix.rename(m.prefix.with_name("gone")),
     "state gone": lambda m: (m.prefix / STATE_FILE).unlink(),
     "state cut short": lambda m: (m.prefix / STATE_FILE).write_text('{"schema": "voice'),
-    "state of another form": lambda m: (m.prefix / STATE_FILE).write_text('{"schema": "voice_lane_setup/1"}'),
+    "state of another form": lambda m: (m.prefix / STATE_FILE).write_text(f'{{"schema": "{STATE_SCHEMA}"}}'),
     "audiocraft from a checkout": lambda m: setattr(
         m, "settings", dataclasses.replace(m.settings, audiocraft_source=m.root)
     ),
@@ -96,6 +100,47 @@ def test_a_change_is_noticed(machine: Machine, change: str) -> None:
     assert machine.ready() is None
 
 
+def test_what_the_suite_needs_is_there_for_the_suite_alone(machine: Machine) -> None:
+    assert machine.ready(tests=True) is None
+    machine.remember(tests=True)
+    assert machine.ready(tests=True) is not None and machine.ready() is not None
+
+
+@pytest.mark.parametrize(
+    ("linked", "own", "to_link"),
+    [
+        ("this", True, False),
+        ("this", False, False),
+        ("this, declared otherwise", False, True),
+        ("another checkout", True, True),
+        ("another checkout", False, False),
+        ("a folder that is gone", False, True),
+        ("an ordinary install", False, False),
+        ("nothing", False, True),
+    ],
+)
+def test_no_checkout_takes_an_environment_from_another(machine: Machine, linked: str, own: bool, to_link: bool) -> None:
+    other = machine.root.parent / "other"
+    (other / "harness" / "bootstrap").mkdir(parents=True)
+    for name in ("pyproject.toml", "harness/bootstrap/command_line.py"):
+        (other / name).touch()
+    package = machine.packages / "voice_lane_harness-0.1.0.dist-info"
+    match linked:
+        case "this, declared otherwise":
+            (machine.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+        case "another checkout":
+            machine.link_to(other)
+        case "a folder that is gone":
+            machine.link_to(other / "gone")
+        case "an ordinary install":
+            (package / "direct_url.json").unlink()
+        case "nothing":
+            shutil.rmtree(package)
+    where = Target("own" if own else "active", machine.prefix)
+    change = making._Change(machine.root, {}, machine.settings, where, SetupLog(), tests=False)
+    assert change._is_to_link((machine.packages,)) == to_link
+
+
 def test_a_newer_set_up_code_is_noticed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "BOOTSTRAP_VERSION", made.BOOTSTRAP_VERSION + 1)
     assert machine.ready() is None
@@ -106,15 +151,16 @@ def test_the_digest_does_not_depend_on_the_order_of_folders_on_disk(machine: Mac
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(("way", "expected"), [("pythonpath", "/source:/mine"), ("editable", "/mine")])
+@pytest.mark.parametrize(("way", "expected"), [("pythonpath", "/root:/source:/mine"), ("editable", "/root:/mine")])
 def test_the_child_is_told_how_audiocraft_is_imported(way: str, expected: str) -> None:
-    environ = Setup(Path("/p"), Path("/"), way, "/source", False).child_environ({"PYTHONPATH": "/mine", "A": "b"})
+    setup = Setup(Path("/root"), Path("/p"), Path("/"), way, "/source")
+    environ = setup.child_environ({"PYTHONPATH": "/mine", "A": "b"})
     assert environ == {"PYTHONPATH": expected, "A": "b", "AUDIOCRAFT_IMPORT": way}
 
 
 def test_the_way_over_pythonpath_is_not_added_twice() -> None:
-    setup = Setup(Path("/p"), Path("/"), "pythonpath", "/source", False)
-    assert setup.child_environ(setup.child_environ({}))["PYTHONPATH"] == "/source"
+    setup = Setup(Path("/root"), Path("/p"), Path("/"), "pythonpath", "/source")
+    assert setup.child_environ(setup.child_environ({}))["PYTHONPATH"] == "/root:/source"
 
 
 def test_one_set_up_of_a_checkout_at_a_time(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +169,7 @@ def test_one_set_up_of_a_checkout_at_a_time(machine: Machine, capsys: pytest.Cap
         entered = threading.Event()
 
         def wait_for_it() -> None:
-            with made._only_one(machine.root):
+            with making._only_one(machine.root):
                 entered.set()
 
         thread = threading.Thread(target=wait_for_it)
@@ -180,7 +226,6 @@ def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(target, "installed_versions", lambda folders: {"torch": "2.13.0+cu130"})
     (tmp_path / "packages").mkdir()
     monkeypatch.setattr(target.sysconfig, "get_path", {"purelib": tmp_path / "packages", "stdlib": tmp_path}.get)
-    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 

@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bare_machine import BARE_PYTHON, clean_environ
+from bare_machine import BARE_PYTHON, ROOT, clean_environ
 
 from harness.present import changed as module
-from harness.present.changed import ROOT, Place, base_of, changed, changed_place, decide, markdown, rule_for
+from harness.present.changed import Place, base_of, changed, changed_place, decide, markdown, rule_for
 
 
 def git(root: Path, *words: str) -> str:
@@ -42,7 +42,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     root.mkdir()
     git(root, "init", "-q", "-b", "main")
-    commit(root, **{"harness/lane/trainer.py": "1\n", "baselines/a.json": "{}\n", "README.md": "1\n"})
+    files = ("harness/lane/trainer.py", "harness/bootstrap/command_line.py", "pyproject.toml", "README.md")
+    commit(root, **dict.fromkeys(files, "1\n"), **{"baselines/a.json": "{}\n"})
     git(root, "checkout", "-q", "-b", "topic")
     return root
 
@@ -117,7 +118,7 @@ def test_what_is_committed_uncommitted_untracked_and_removed(root: Path) -> None
     assert found == {
         "docs/a.txt": ("added", False),
         "harness/lane/trainer.py": ("changed", True),
-        "pyproject.toml": ("added", True),
+        "pyproject.toml": ("changed", True),
         "README.md": ("changed", False),
         "baselines/a.json": ("removed", True),
     }
@@ -204,6 +205,31 @@ def test_outside_of_git_and_without_git(tmp_path: Path, monkeypatch: pytest.Monk
 def test_another_gits_variables_do_not_lead_astray(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     assert not decide("main", root).problem
+
+
+def test_another_projects_lane_is_what_its_tables_name(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever in git the project lies; what no table names counts, documentation but where a table names it."""
+    table = '[tool.harness.lanes.mine]\ncommand = ["x"]\ncwd = "sub"\ncode = ["train.py", "docs/"]\n'
+    commit(root, **{"project/pyproject.toml": table, "project/notes.md": "1\n", "README.md": "2\n"})
+    monkeypatch.chdir(root / "project")
+    assert changed(["--base", "HEAD", "--json"]) == 0 and not json.loads(capsys.readouterr().out)["changed"]
+    write(root, "project/notes.md", "2\n")
+    assert not decide("HEAD").changed
+    for path in ("project/sub/train.py", "project/sub/docs/recipe.md", "project/tests/a.py", "outside.py", "data/x"):
+        write(root, path)
+    rules = {file.path: (file.rule, file.counts) for file in decide("HEAD").files}
+    assert rules == {
+        "notes.md": ("documentation", False),
+        "sub/train.py": ("lane code", True),
+        "sub/docs/recipe.md": ("lane code", True),
+        "tests/a.py": ("no rule knows it", True),
+        "../outside.py": ("no rule knows it", True),
+        "../data/x": ("no rule knows it", True),
+    }
+    (place,) = {changed_place("HEAD")}
+    assert place is not None and (root / "project" / place.path).exists()
 
 
 def test_json(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

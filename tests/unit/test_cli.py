@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from bare_machine import BARE_PYTHON, clean_environ, harness
+from bare_machine import BARE_PYTHON, ROOT, clean_environ, harness
 
 from harness.base.report import CONTRACT_KEYS, HEADER
-from harness.bootstrap.command_line import COMMANDS
-from harness.bootstrap.commands import ROOT
+from harness.bootstrap import commands
+from harness.bootstrap.command_line import COMMANDS, main
+from harness.bootstrap.ready import Setup
 
 BOOTSTRAP_FILES = [ROOT / "harness" / "__main__.py", *sorted((ROOT / "harness" / "bootstrap").glob("*.py"))]
 
@@ -43,6 +44,18 @@ def test_a_wrong_command_line_names_what_there_is(words: tuple[str, ...], said: 
     done = harness(ROOT, *words, environ=clean_environ())
     assert done.returncode == 64 and done.stdout == ""
     assert said in done.stderr and "run, test, bootstrap" in done.stderr and "--help" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_wrong_usage_has_one_exit_code(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(commands, "prepare", lambda environ, root, tests=False: Setup(root, root, root, "", None))
+    monkeypatch.setattr(commands, "run_child", lambda *words: 4)  # pytest's
+    monkeypatch.setattr(commands, "publish_failure", lambda *words: None)
+    assert main([name, "--no-such-option"]) == 64
+    assert name in ("run", "test") or capsys.readouterr().err
 
 
 def test_bootstrap_takes_no_arguments() -> None:

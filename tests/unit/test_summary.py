@@ -15,14 +15,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from bare_machine import BARE_PYTHON, clean_environ
+from bare_machine import BARE_PYTHON, ROOT, clean_environ
 from run_directory import RUN_ID, edit_json, edit_trace, write_run
 from smoke_session import smoke
 from toy_lane import Toy
 
 from harness.bootstrap.doctor import TESTED_PYTHONS
 from harness.present import collect
-from harness.present.changed import ROOT, ChangedFile, Decision, Place
+from harness.present.changed import ChangedFile, Decision, Place
 from harness.present.collect import GateCollector, annotation_lines, place_of_change
 from harness.present.gates import GateResult, GatesError, GatesFile, judging, read_gates
 from harness.present.listen import listen
@@ -452,8 +452,10 @@ def test_the_next_command_leads_to_gates_from_every_state(tmp_path: Path, monkey
     (other / "run.json").write_text("{}")
     assert judging(other) == f"pytest -m smoke --lane-evidence={other}"
     assert judging(other.parent) == f"python3 -m harness summary {other}"
-    monkeypatch.chdir(tmp_path)  # a relative path is of here, and `harness run` works elsewhere
-    assert judging(Path("my run")) == f"python3 -m harness run --lane-evidence='{run}'"
+    monkeypatch.chdir(tmp_path)  # a relative path is of here, and `harness run` is for a checkout
+    assert judging(Path("my run")) == f"cd {ROOT} && python3 -m harness run --lane-evidence='{run}'"
+    (tmp_path / "pyproject.toml").touch()  # a project of its own
+    assert judging(Path("my run")) == "pytest -m smoke --lane-evidence='my run'"
     monkeypatch.chdir(ROOT)
     assert judging(Path("artifacts/nosuch")) == "python3 -m harness run --lane-run-dir=artifacts/nosuch"
     monkeypatch.setenv("LANE_RUN_DIR", str(tmp_path / "new"))

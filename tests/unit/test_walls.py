@@ -23,10 +23,10 @@ PARTS = {
     ),
     "runs": ("base", ""),
     "evidence": ("base numerics", "msgspec numpy torch"),
-    "baselines": ("base.workers evidence numerics", "msgspec numpy pytest syrupy"),
+    "baselines": ("base.project base.workers evidence numerics", "msgspec numpy pytest syrupy"),
     "gates": ("baselines evidence numerics", "numpy pytest"),
     "present": ("base baselines evidence", "audiocraft msgspec numpy pytest soundfile torch"),
-    "promotion": ("baselines evidence numerics", "msgspec numpy"),
+    "promotion": ("base.project baselines evidence numerics", "msgspec numpy"),
     "bootstrap": ("base numerics", ""),
 }
 # They bring the parts together.
