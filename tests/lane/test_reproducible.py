@@ -85,7 +85,7 @@ def test_another_seed_gives_another_checkpoint(short_run: RunEvidence, tmp_path:
 
 def test_one_second_of_other_audio_changes_tokens_and_checkpoint(short_run: RunEvidence, tmp_path: Path) -> None:
     samples, rate = soundfile.read(SHIPPED, dtype="int16")
-    start = short_run.trace.tokens.chunks[short_run.trace.steps[0].chunks[0]]["start"]
+    start = short_run.trace.tokens.chunks[short_run.trace.steps[0].chunks[0]].start
     samples[start : start + rate] = samples[start : start + rate][::-1]
     edited = tmp_path / "edited.flac"
     soundfile.write(edited, samples, rate, subtype="PCM_16")

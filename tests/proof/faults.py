@@ -600,7 +600,8 @@ def _report() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "run id of an earlier run", "the run id is a constant, the same for every run", "report",
-        (lane("settings.py", 'read.text("LANE_RUN_ID", uuid.uuid4().hex)', '"0123456789abcdef" * 2'),),
+        (lane("settings.py", 'return Settings(**values)',
+              'return Settings(**{**values, "run_id": "0123456789abcdef" * 2})'),),
         "all_files_are_of_this_run", "its status is that of run 0123456789abcdef", trains=True,
     )  # fmt: skip
     yield Fault(
