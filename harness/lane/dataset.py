@@ -153,14 +153,7 @@ def find_audio(settings: Settings) -> list[Path]:
             f"{show(root)}: there is no such folder",
             "create it, or set KNOWLEDGE_SOURCE_DIR",
         )
-    real_root, staging, run_dir = root.resolve(), settings.audio_dir.resolve(), settings.run_dir.resolve()
-    if staging == real_root:
-        raise LaneError(
-            "prepare",
-            "source_is_staging",
-            f"{show(root)} is both KNOWLEDGE_SOURCE_DIR and KNOWLEDGE_AUDIO_DIR",
-            "set KNOWLEDGE_AUDIO_DIR to another folder",
-        )
+    staging, run_dir = settings.audio_dir.resolve(), settings.run_dir.resolve()
 
     def unreadable(error: OSError) -> None:
         raise bad_audio(

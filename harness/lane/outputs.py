@@ -64,6 +64,10 @@ def other_checkpoints(settings: Settings) -> list[Path]:
 def check_outputs(settings: Settings) -> None:
     """Refuse, before anything is written, to write where something lies that the lane did not write, or that this run
     must not replace. Raises LaneError (step ``run_directory``)."""
+    if settings.source_dir is not None and settings.source_dir.resolve() == settings.audio_dir.resolve():
+        cause = f"{show(settings.source_dir)} is both KNOWLEDGE_SOURCE_DIR and KNOWLEDGE_AUDIO_DIR"
+        action = "set KNOWLEDGE_AUDIO_DIR to another folder"
+        raise LaneError("run_directory", "source_is_staging", cause, action)
     places: dict[Path, tuple[Path, str]] = {}
     others = other_checkpoints(settings)
     for path, kind in [*outputs(settings), *(one for other in others for one in checkpoint_files(other))]:

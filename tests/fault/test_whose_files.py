@@ -428,3 +428,16 @@ def test_what_a_run_that_was_killed_has_staged_is_listed(
     _, second = staged_once(tmp_path / "run", good("flac"))
     assert second["entries"] == first["entries"]
     assert {path.name for path in settings.audio_dir.iterdir()} == {entry["target"], settings.manifest_path.name}
+
+
+def test_a_source_folder_that_is_the_staging_folder_too_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Not even a lock is made in it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    with pytest.raises(LaneError) as refused:
+        outputs.check_outputs(
+            settings_in(
+                tmp_path, KNOWLEDGE_SOURCE_DIR=str(tmp_path / "mine"), KNOWLEDGE_AUDIO_DIR=str(tmp_path / "link")
+            )
+        )
+    assert refused.value.code == "source_is_staging" and list((tmp_path / "mine").iterdir()) == []
