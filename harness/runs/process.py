@@ -140,16 +140,27 @@ class Process:
     def _ends_within(self, seconds: float) -> bool:
         """Whether the command ends in time. It is not reaped: until then nobody else can get its number."""
         deadline = time.monotonic() + max(0.0, seconds)
-        if hasattr(os, "pidfd_open"):
-            process = os.pidfd_open(self.pid)
-            try:
-                waiting = select.poll()  # select() knows no descriptor above 1,023
-                waiting.register(process, select.POLLIN)
-                return bool(waiting.poll(max(0.0, seconds) * 1000))
-            finally:
-                os.close(process)
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        return True
+        with contextlib.ExitStack() as held:
+            waiting = _poll(self.pid, held)
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                if waiting is not None:
+                    waiting.poll(min(left, 3600.0) * 1000)
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                    return True
+                if not left:
+                    return False
+                if waiting is None:
+                    time.sleep(min(left, 0.02))
+
+
+def _poll(pid: int, held: contextlib.ExitStack) -> select.poll | None:
+    """What waits for the end of a process; None on a system that has no such thing."""
+    try:
+        process = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+    held.callback(os.close, process)
+    waiting = select.poll()  # select() knows no descriptor above 1,023
+    waiting.register(process, select.POLLIN)
+    return waiting

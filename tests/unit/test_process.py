@@ -55,6 +55,15 @@ def test_what_it_says_is_heard_and_kept(tmp_path: Path) -> None:
     assert sorted(heard) == ["one", "two"] and sorted((tmp_path / "log").read_text().split()) == ["one", "two"]
 
 
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_a_limit_of_months_is_one(has_pidfd: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a system that tells the end of a process only to who asks."""
+    if not has_pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    ended, _ = run("import time; time.sleep(0.1)", tmp_path, limit_s=9.9e6)
+    assert (ended.exit_code, ended.timed_out) == (0, False)
+
+
 def test_a_log_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("a user's")
     (tmp_path / "log").symlink_to("theirs")
