@@ -87,8 +87,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
     [
         ([*ALL, "--randomly-seed=2", "-n", "2", "--dist", "load"], "tests", 2),
         (["-n", "2", "--dist", "each", "--reruns", "1"], "tests/deep", 1),
+        (["-p", "randomly", "--reruns", "1", "-n", "2", "--dist", "loadfile"], ".", 1),
     ],
-    ids=["load, from a subfolder", "each, from an empty subfolder"],
+    ids=["load, from a subfolder", "each, from an empty subfolder", "loadfile, from the root"],
 )
 def test_sound_lane_stays_green(recorded: Project, arguments: list[str], cwd: str, times: int) -> None:
     (recorded.root / "tests" / "deep").mkdir(exist_ok=True)
