@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,9 +77,9 @@ def test_a_session_that_was_killed_leaves_a_mark_that_is_told_once(footprint: Fo
 
 
 @pytest.mark.parametrize("what", ["nothing", "folder", "pipe", "sparse"])
-def test_what_is_copied_is_looked_at_before(what: str, tmp_path: Path) -> None:
-    import os
-
+def test_what_is_copied_is_looked_at_before(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a byte is copied first: a file of 1 TiB would fill the disk before it were refused."""
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: pytest.fail("it was copied"))
     source = tmp_path / "source"
     if what == "folder":
         source.mkdir()
