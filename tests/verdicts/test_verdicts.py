@@ -22,7 +22,7 @@ from harness.launch import LaneProcess
 from harness.numerics.processor import forced, lacking
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = {"LANE_STEPS": "2", "LANE_STRIDE_SECONDS": "60", "LANE_BATCH": "2", "LANE_THREADS": "1"}
+SHORT = {"LANE_STEPS": "2", "LANE_STRIDE_SECONDS": "10", "LANE_BATCH": "2", "LANE_THREADS": "1"}
 NATIVE = {**SHORT, "LANE_NUMERICS": "native"}
 AVX2 = {**NATIVE, **forced(aten="avx2")}
 TRAINER = "harness/lane/trainer.py"
