@@ -57,9 +57,9 @@ print(json.dumps(answer))
 _ASK_LANES = """
 import json, sys
 from pathlib import Path
-from harness.lanes import LaneTableError, read_lanes
+from harness.runs.table import LaneTableError, read_lanes
 try:
-    answer = {name: lane.command[0].replace("{python}", sys.executable)
+    answer = {name: lane.table.command[0].replace("{python}", sys.executable)
               for name, lane in read_lanes(Path(sys.argv[1])).items()}
 except LaneTableError as error:
     answer = {"problem": str(error)}

@@ -18,6 +18,15 @@ PLACES = {
     "environment": "environment.json",
     "checkpoint": "checkpoints",
 }
+FORMATS = {
+    "report": "train_report/1",
+    "status": "train_status/1",
+    "manifest": "voice_dataset/1",
+    "tokens": "tokens/1",
+    "trace": "lane_trace/1",
+    "environment": "environment/1",
+    "checkpoint": "checkpoint/1",
+}
 HISTORY = "history.json"  # outlives the run that it was written with
 
 

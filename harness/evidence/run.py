@@ -8,10 +8,9 @@ from typing import Any
 
 from harness.evidence.errors import EvidenceError, NotApplicable, mismatch, one_line, show
 from harness.evidence.files import HOW_IT_ENDED, RunFiles
-from harness.evidence.strict import is_there, open_regular, read_bytes
+from harness.evidence.strict import is_there, open_regular
 from harness.numerics.digest import dataset_digest, file_sha256
 
-EXIT_CODE = "exit_code.txt"
 AUDIO_LIMIT = 1 << 40
 WITH_RUN_ID = ("report", "status", "manifest", "trace", "environment", "checkpoint")
 
@@ -176,21 +175,9 @@ class RunEvidence(RunFiles):
                 reasons = outcome + reasons if not is_there(self.path_of("status")) else reasons or outcome
             except EvidenceError as error:
                 reasons.append(str(error))
-        if self.is_recorded:
-            ended = None if self.record.exit_code == 0 else f"the lane {self.name} {self.record.ended}"
-        else:
-            ended = self._exit_code()
-        return [*reasons, ended] if ended and ended not in reasons else reasons
-
-    def _exit_code(self) -> str | None:
-        path = self.run_dir / EXIT_CODE
-        if not is_there(path):
-            return None
-        try:
-            code = one_line(read_bytes(path, 100, "an exit code").decode("ascii", "replace").strip(), 20)
-        except EvidenceError:
-            code = "an exit code that cannot be read"
-        return None if code == "0" else f"the lane exited with {code}"
+        if self.is_recorded and self.record.state == "ended" and self.record.exit_code != 0:
+            reasons.append(f"the lane {self.name} {self.record.ended}")
+        return reasons
 
 
 def _outcome(status: str, said: Callable[[str, Any], Any]) -> list[str]:

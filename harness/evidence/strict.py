@@ -159,6 +159,7 @@ else:
 
 
 Text = Annotated[str, Meta(min_length=1)]
+Line = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -299,6 +300,8 @@ def _words(info: inspect.Type) -> str:
     if isinstance(info, inspect.LiteralType):
         return show(info.values[0]) if len(info.values) == 1 else "one of " + ", ".join(map(str, info.values))
     if isinstance(info, inspect.StrType):
+        if info.pattern and info.pattern.startswith("^[^"):
+            return "text on one line, not empty"
         if info.pattern:
             return f"{info.pattern.partition('{')[2].partition('}')[0]} lower-case hex digits"
         return f"text of 1 to {info.max_length} characters" if info.max_length else "text"

@@ -1,8 +1,8 @@
 """Gates that need nothing of a lane's inside: what it left, and what it leaves when it runs again.
 
-For lanes of other projects (`--lane NAME`); without that option they are not collected. A gate whose evidence the lane
-does not give is skipped as not applicable, with the reason. Three of them run the lane again: `lane_again` as it is,
-`lane_other_audio` with other audio under the same names, `lane_same_audio` with the same audio under other names.
+A gate whose evidence the lane does not give is skipped as not applicable, with the reason. Three of them run the lane
+again, as often as `--lane-runs` or the table allows: `lane_again` as it is, `lane_other_audio` with other audio under
+the same names, `lane_same_audio` with the same audio under other names.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def agreement(run: RunEvidence) -> tuple[int, list[str]]:
     if "loss" in report and loss is not None:
         agree("report: loss", _number(report["loss"]), loss, "the status says")
     if run.gives("checkpoint") and run.output("checkpoint").copy:
-        path, copy = Path(run.output("checkpoint").path), run.checkpoint_path
+        copy = run.checkpoint_path
+        path = copy if run.promises("checkpoint") else Path(run.output("checkpoint").path)
         sha256, size, digest = file_sha256(copy), copy.stat().st_size, None
         for where, source in (("report", report), ("status", status)):
             if "checkpoint_sha256" in source:

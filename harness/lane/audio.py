@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from harness.base.files import is_lfs_pointer, show
 from harness.lane.containers import MANY_CODINGS, DefectError, kind_of, read_promise
 from harness.lane.errors import LaneError, shortage
+from harness.lane.settings import SUFFIXES as SUFFIXES
 
-SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MINIMUM_BYTES = 5_000_000  # AUDIO_PATH must be larger
 BLOCK_SAMPLES = 1 << 16  # of all channels together
 MAXIMUM_FRAMES = 1 << 33  # 74 hours at 32 kHz: past it, the header is taken to be wrong

@@ -24,10 +24,10 @@ from harness.base.files import (
     show,
     write_json,
 )
-from harness.lane.audio import MAXIMUM_FRAMES, SUFFIXES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.audio import MAXIMUM_FRAMES, AudioFacts, bad_audio, check_regular_file, inspect_audio
 from harness.lane.containers import kind_of
 from harness.lane.errors import LaneError
-from harness.lane.settings import Settings
+from harness.lane.settings import SUFFIXES, Settings
 
 SCHEMA = "voice_dataset/1"
 NOT_READ = ("audio_undecodable", "audio_unsupported", "audio_empty")

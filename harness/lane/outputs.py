@@ -15,7 +15,7 @@ from harness.lane.errors import LaneError
 from harness.lane.settings import Settings
 
 # What others write into a run directory when the run has ended: the launcher, and the session that judges it.
-LATER = {"exit_code.txt": "exit_code", "gates.json": "gates/1", "history.json": "history/1", "report.html": "page"}
+LATER = {"run.json": "lane_run/1", "gates.json": "gates/1", "history.json": "history/1", "report.html": "page"}
 CLIPS = ("source", "reconstruction", "without_adapter", "with_adapter")
 
 
@@ -157,6 +157,7 @@ def remove_earlier(settings: Settings) -> None:
     if settings.reset_train_outputs:
         doomed += train_outputs(settings)
         doomed += [one for other in other_checkpoints(settings) for one in checkpoint_files(other)]
+        doomed.append((settings.run_dir / "run.json", "lane_run/1"))
         with contextlib.suppress(NotOurs):  # an earlier run's, where this one's goes elsewhere
             remove(settings.run_dir / "train_status.json", "train_status/1")
     if settings.reset_train_outputs and not settings.resume:

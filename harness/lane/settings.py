@@ -19,6 +19,7 @@ from harness.lane.errors import LaneError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED_MODEL = REPOSITORY / "data" / "musicgen_nano"
+SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")  # of the recordings that are read
 NUMERIC_MODES = ("universal", "portable", "native")
 Reader = Callable[[str], Any]
 
@@ -162,7 +163,8 @@ class Settings:
                                     "1: leave bad audio files out and say so; 0: a bad file stops the run")
     run_id: str = _setting("LANE_RUN_ID", _utf8, "a fresh one", "identifier written into every file of the run")
     audio_path: Path = _setting("AUDIO_PATH", _path, "{checkout}/data/knowledge_audio_source/auntie_dottie.flac",
-                                "the narration; larger than 5,000,000 bytes")
+                                "the narration; larger than 5,000,000 bytes. Of a KNOWLEDGE_SOURCE_DIR alone: the "
+                                "largest recording in it")
     source_dir: Path | None = _setting("KNOWLEDGE_SOURCE_DIR", _path, "{checkout}/data/knowledge_audio_source",
         "every recording under it is used, by content; where only AUDIO_PATH is set, that file alone")
     audio_dir: Path = _setting("KNOWLEDGE_AUDIO_DIR", _path, "{run_dir}/knowledge_audio", "where the audio is staged")
@@ -286,8 +288,16 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             words["the chunk's"] = text
     if environment.get("AUDIO_PATH") and not environment.get("KNOWLEDGE_SOURCE_DIR"):
         values["source_dir"] = None
+    elif environment.get("KNOWLEDGE_SOURCE_DIR") and not environment.get("AUDIO_PATH"):
+        values["audio_path"] = _largest(values["source_dir"]) or values["audio_path"]
     values["device"] = _device(values["numerics"], allow_cpu=values["device"])
     return Settings(**values)
+
+
+def _largest(folder: Path) -> Path | None:
+    """The largest recording in a folder: its narration, where AUDIO_PATH names none."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return max(sorted(files), key=lambda path: path.stat().st_size, default=None)
 
 
 def _device(numerics: str, *, allow_cpu: bool) -> str:

@@ -140,7 +140,7 @@ def read_gates(run_dir: Path) -> GatesFile:
 def judging(run_dir: Path) -> str:
     """The command that leads to a gates.json in `run_dir`, as it is typed here: it judges the run that lies there, or
     makes one. In a checkout of this project it is one that needs nothing set up."""
-    where, external = shlex.quote(str(run_dir)), (run_dir / _RECORD).exists()
+    where, external = shlex.quote(str(run_dir)), not _is_of_default_lane(run_dir)
     elsewhere = is_checkout(HOME) and not (project_folder() / "pyproject.toml").is_file()
     checkout = checkout_here() or (HOME if elsewhere else None)
     pytest = "pytest -m smoke"
@@ -154,6 +154,16 @@ def judging(run_dir: Path) -> str:
     if found := sorted(run_dir.glob(f"*/{_RECORD}")):  # a lane of another project has a folder of its own
         return f"python3 -m harness summary {shlex.quote(str(found[0].parent))}"
     return pytest if run_dir == default_run_dir() else f"{pytest} --lane-run-dir={where}"
+
+
+def _is_of_default_lane(run_dir: Path) -> bool:
+    """Whether no `--lane` is needed to run the lane of the run that lies in a folder, or none does."""
+    try:
+        return bool(json.loads((run_dir / _RECORD).read_bytes())["default"])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def holds_run(run_dir: Path) -> bool:

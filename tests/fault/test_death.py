@@ -15,9 +15,8 @@ from pathlib import Path
 
 import lane_child
 import pytest
+import voice
 from waiting import until
-
-from harness import launch
 
 pytestmark = pytest.mark.fault
 
@@ -282,12 +281,12 @@ def test_hang_is_ended_by_the_lanes_own_limit(tmp_path: Path) -> None:
 
 def test_hang_that_hears_no_signal_is_ended_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the launcher leaves the status and the report that the lane could not write."""
-    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    monkeypatch.setattr("harness.runs.run.EARLY_S", 0.5)
     plant = tmp_path / "plant"
     plant.mkdir()
     (plant / "sitecustomize.py").write_text(DEAF_HANG)
     settings = {"LANE_TIMEOUT_S": "1", "PYTHONPATH": f"{plant}{os.pathsep}{lane_child.ROOT}"}
-    ended = launch.run_lane(tmp_path / "run", settings)
+    ended = voice.run_lane(tmp_path / "run", settings)
     assert ended.exit_code == -signal.SIGKILL
     status = lane_child.strict_json(tmp_path / "run" / "train_status.json")
     assert status["run_id"] == ended.run_id
@@ -297,11 +296,11 @@ def test_hang_that_hears_no_signal_is_ended_by_the_launcher(tmp_path: Path, monk
     report = lane_child.parse_report((tmp_path / "run" / "train_report.txt").read_text())
     assert report["objective_status"] == "failed"
     assert report["root_cause"] == status["root_cause"]
-    assert (tmp_path / "run" / "exit_code.txt").read_text() == "-9\n"
+    assert lane_child.strict_json(tmp_path / "run" / "run.json")["exit_code"] == -9
 
 
 def test_launcher_speaks_for_a_lane_that_was_killed(tmp_path: Path) -> None:
-    process = launch.LaneProcess(tmp_path, FEW)
+    process = voice.start(tmp_path, FEW)
     until((tmp_path / "train_status.json").exists)
     process.send(signal.SIGKILL)
     ended = process.wait()
@@ -319,7 +318,7 @@ def test_launcher_speaks_for_a_lane_that_never_started(tmp_path: Path) -> None:
     empty = tmp_path / "empty" / "harness"
     empty.mkdir(parents=True)
     (empty / "__init__.py").write_text("raise ImportError('a broken installation')")
-    ended = launch.run_lane(tmp_path, {"PYTHONPATH": str(empty.parent)}, code=empty.parent)
+    ended = voice.run_lane(tmp_path, root=empty.parent)
     assert ended.exit_code == 1
     status = lane_child.strict_json(tmp_path / "train_status.json")
     assert status["run_id"] == ended.run_id
@@ -336,15 +335,15 @@ def test_launcher_writes_nothing_for_a_lane_that_was_refused(tmp_path: Path) -> 
     run_dir.mkdir()
     (run_dir / "train_status.json").write_text('{"run_id": "the owner", "status": "completed", "root_cause": "none"}')
     before = (run_dir / "train_status.json").read_bytes()
-    assert launch.run_lane(run_dir, code=tmp_path / "code").exit_code == 3
+    assert voice.run_lane(run_dir, root=tmp_path / "code").exit_code == 3
     assert (run_dir / "train_status.json").read_bytes() == before
     assert [path.name for path in run_dir.iterdir()] == ["train_status.json"]
 
 
 @pytest.mark.parametrize("value", ["1e3", "²", "nan"])
 def test_launcher_takes_any_limit_and_lets_the_lane_judge(value: str, tmp_path: Path) -> None:
-    process = launch.LaneProcess(tmp_path, {"LANE_TIMEOUT_S": value, "LANE_THREADS": value, "RUN_TRAIN": "0"})
-    assert process._limit_s == (1000.0 if value == "1e3" else 600.0)
+    process = voice.start(tmp_path, {"LANE_TIMEOUT_S": value, "LANE_THREADS": value, "RUN_TRAIN": "0"})
+    assert process._limit_s == (1000.0 if value == "1e3" else 3600.0)
     assert process.wait().exit_code == 3  # LANE_THREADS, or LANE_TIMEOUT_S before it, is not understood
     assert "not understood" in lane_child.strict_json(tmp_path / "train_status.json")["root_cause"]
 
@@ -369,11 +368,14 @@ def test_status_of_another_run_is_told(tmp_path: Path) -> None:
     program = """
 import json, os, sys, pathlib
 status = {"schema": "train_status/1", "lane": "experimental", "run_id": "an-older-one"}
-status |= {"status": "completed", "root_cause": "none"}
+status |= {"promotable": False, "status": "completed", "first_failed_step": "none", "root_cause": "none"}
+status |= {"next_unblock_action": "none", "settings": {}, "started_at": None, "finished_at": None, "steps_done": 2}
+status |= dict.fromkeys(("loss", "loss_first", "steps_total", "sanitized_logits", "checkpoint_path"))
+status |= dict.fromkeys(("checkpoint_sha256", "checkpoint_tensor_digest"))
 pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(json.dumps(status))
 """
     tmp_path.joinpath("run").mkdir()
-    process = launch.LaneProcess(tmp_path / "run", interpreter=(sys.executable, "-c", program))
+    process = voice.start(tmp_path / "run", python=(sys.executable, "-c", program))
     ended = process.wait()
     status = lane_child.strict_json(tmp_path / "run" / "train_status.json")
     assert ended.exit_code == 0 and status["status"] == "failed" and status["run_id"] == ended.run_id

@@ -10,9 +10,8 @@ from pathlib import Path
 import lane_child
 import pytest
 from run_directory import write_run
+from voice import run_lane
 from waiting import until
-
-from harness.launch import run_lane
 
 pytestmark = pytest.mark.fault
 

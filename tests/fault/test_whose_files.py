@@ -13,8 +13,8 @@ from typing import Any
 import lane_child
 import numpy as np
 import pytest
+import voice
 
-from harness import launch
 from harness.base import files
 from harness.base.lock import owned
 from harness.bootstrap.steps import STDERR_LOG, STDOUT_LOG, SetupLog
@@ -36,7 +36,7 @@ PLACES = sorted(
         "trace.jsonl",
         "environment.json",
         "lane.log",
-        "exit_code.txt",
+        "run.json",
     }
     | {"train_state.pt", "gates.json", "report.html", ".lane.lock", "listen/source.flac", "listen/listen.json"}
     | {f"checkpoints/tts_voice_train_musicgen_nano{suffix}" for suffix in (".pt", ".json", ".float64.pt")}
@@ -173,7 +173,7 @@ def test_nothing_is_lost_to_a_setting_that_is_not_understood(tmp_path: Path) -> 
     ended = lane_child.run(tmp_path / "run", {"LANE_STEPS": "many", "TRAIN_STATUS_PATH": str(path)})
     assert ended.exit_code == 3 and "output_not_ours" in ended.stderr and "Traceback" not in ended.stderr
     assert path.read_bytes() == before
-    launched = launch.run_lane(tmp_path / "launched", {"TRAIN_STATUS_PATH": str(path)})
+    launched = voice.run_lane(tmp_path / "launched", {"TRAIN_STATUS_PATH": str(path)})
     assert launched.exit_code == 3 and path.read_bytes() == before
 
 
@@ -260,7 +260,7 @@ def test_the_lock_and_the_set_up_s_logs_replace_nothing(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory that a whole run left; to be copied."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    ended = launch.run_lane(run, {**SHORT, "LANE_THREADS": "1"})
+    ended = voice.run_lane(run, {**SHORT, "LANE_THREADS": "1"})
     assert ended.exit_code == 0
     return run
 

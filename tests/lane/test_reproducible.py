@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import voice
 
 from harness.baselines.guard import guarded_positions
 from harness.evidence import RunEvidence, load_run
-from harness.launch import LaneProcess
 from harness.numerics.digest import tensor_digest
 from harness.numerics.modes import PORTABLE_PINS
 from harness.numerics.processor import forced, lacking
@@ -29,7 +29,7 @@ def run(folder: Path, settings: Mapping[str, str]) -> RunEvidence:
 
 def run_all(runs: Mapping[Path, Mapping[str, str]]) -> list[RunEvidence]:
     """One run in each folder, all at the same time."""
-    processes = [LaneProcess(folder, settings) for folder, settings in runs.items()]
+    processes = [voice.start(folder, settings) for folder, settings in runs.items()]
     found = [load_run(process.run_dir, run_id=process.wait().run_id) for process in processes]
     for evidence in found:
         assert evidence.failure() is None, evidence.failure()

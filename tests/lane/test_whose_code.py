@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from bare_machine import ROOT, clean_environ
+from voice import run_lane
 
 SAYS = "this is the lane of the other folder"
 PROBE = f"""
 import pytest, harness.pytest_plugin
-from harness.launch import run_lane
+from voice import run_lane
 
 @getattr(pytest.mark, "smoke")
 def test_whose(tmp_path, pytestconfig):
@@ -32,6 +33,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, where)
     (where / "harness" / "lane" / "__main__.py").write_text(f"import sys\nsys.exit({SAYS!r})\n")
     (where / "tests" / "smoke").mkdir(parents=True)
+    (where / "tests" / "support").mkdir()
+    shutil.copy(ROOT / "tests" / "support" / "voice.py", where / "tests" / "support")
     (where / "tests" / "smoke" / "test_probe.py").write_text(PROBE)
     return where
 
@@ -66,13 +69,11 @@ def test_wherever_pytest_is_started(checkout: Path) -> None:
 
 def test_the_lane_of_an_earlier_commit_is_that_commits(tmp_path: Path) -> None:
     """The second leg's process imports from its own folder, whatever this one's PYTHONPATH and folder hold."""
-    from harness.launch import run_lane
-
     lane = tmp_path / "earlier" / "harness" / "lane"
     lane.mkdir(parents=True)
     (lane / "__main__.py").write_text(f"import sys\nsys.exit({SAYS!r})\n")
     (lane.parent / "__init__.py").touch()
-    ended = run_lane(tmp_path / "run", {"PYTHONPATH": str(ROOT)}, code=tmp_path / "earlier")
+    ended = run_lane(tmp_path / "run", {"PYTHONPATH": str(ROOT)}, root=tmp_path / "earlier")
     assert ended.exit_code == 1 and SAYS in ended.report
 
 

@@ -12,10 +12,11 @@ import pytest
 from smoke_session import smoke
 
 from harness.evidence import NotApplicable, load_run
-from harness.external_runs import ExternalRuns
 from harness.gates import black_box
-from harness.lanes import ExternalProcess, find_lane
 from harness.runs.footprint import Footprint
+from harness.runs.further import FurtherRuns
+from harness.runs.run import LaneRun
+from harness.runs.table import find_lane
 
 HERE = Path(__file__).parent
 TABLES = """
@@ -80,10 +81,10 @@ class Session:
         lane = find_lane(project, name)
         footprint = Footprint(project, project / "artifacts" / name, project / "further")
         footprint.begin()
-        process = ExternalProcess(lane, project / "artifacts" / name)
+        process = LaneRun(lane, project / "artifacts" / name)
         process.wait()
         self.run = load_run(project / "artifacts" / name, run_id=process.run_id)
-        self.runs = ExternalRuns(lane, self.run.run_dir, footprint, _silent)
+        self.runs = FurtherRuns(lane, self.run.run_dir, project / "further", footprint, _silent)
         self.fixtures: dict[str, Callable[..., Any]] = {
             "measured": lambda text: None,
             "lane_again": self.runs.again,

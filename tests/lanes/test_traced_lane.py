@@ -20,9 +20,10 @@ from harness.baselines.compare import Verdict, judge
 from harness.baselines.explain import main as explain
 from harness.baselines.second_leg import code_of
 from harness.evidence import load_run
-from harness.external_runs import ExternalRuns
-from harness.lanes import ExternalProcess, find_lane
 from harness.runs.footprint import Footprint
+from harness.runs.further import FurtherRuns
+from harness.runs.run import LaneRun
+from harness.runs.table import find_lane
 
 HERE = Path(__file__).parent
 TABLE = """
@@ -83,9 +84,9 @@ class Project:
         numeric_class = json.loads(self.baseline.read_text())["key"]["numeric_class"]
         footprint = Footprint(self.folder, folder / "run", folder / "further")
         footprint.begin()
-        process = ExternalProcess(lane, folder / "run", numeric_class=lambda: numeric_class).wait()
+        process = LaneRun(lane, folder / "run", numeric_class=lambda: numeric_class).wait()
         run = load_run(folder / "run", run_id=process.run_id)
-        runs = ExternalRuns(lane, run.run_dir, footprint, _silent)
+        runs = FurtherRuns(lane, run.run_dir, folder / "further", footprint, _silent)
         code = code_of(self.folder, lane.code_paths, "")
         return judge(run, Store(self.folder / "baselines"), runs.again, runs.second_leg, code)
 

@@ -86,8 +86,7 @@ def run_lane(checkout: Path, run_dir: Path, settings: Mapping[str, str]) -> None
     def lane() -> None:
         # What the lane starts again, where it finds other pins than its own, is the lane, and not what was forked.
         sys.orig_argv[:] = [sys.executable, "-m", "harness.lane"]
-        code = importlib.import_module("harness.lane.__main__").main([])
-        (run_dir / "exit_code.txt").write_text(f"{code}\n")
+        importlib.import_module("harness.lane.__main__").main([])
 
     pins = environment_pins(settings.get("LANE_NUMERICS", "universal"), 1)
     own = {**ONE_THREAD, **settings, **pins, "LANE_RUN_DIR": str(run_dir)}

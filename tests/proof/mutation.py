@@ -26,6 +26,7 @@ from proof import recordings
 from proof.copies import ROOT
 from proof.faults import Fault, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
+from support import voice
 
 from harness.numerics.processor import forced
 
@@ -105,7 +106,6 @@ class Campaign:
         return {**self.settings[data], "LANE_NUMERICS": mode}
 
     def _record(self, column: str, data: str) -> None:
-        from harness import launch
         from harness.baselines.baseline import Store
         from harness.baselines.record import record
         from harness.baselines.second_leg import code_of
@@ -115,7 +115,7 @@ class Campaign:
         runs = []
         for number in (1, 2):
             say(f"recording {data} data, {column}, run {number} of 2")
-            ended = launch.run_lane(self.folder / f"recorded-{column}-{data}-{number}", settings)
+            ended = voice.run_lane(self.folder / f"recorded-{column}-{data}-{number}", settings)
             runs.append(load_run(ended.run_dir, run_id=ended.run_id))
         store = Store(self.stores[column])
         record(runs[0], runs[1], store, reason="for the mutation campaign", code=code_of(ROOT), environment={})

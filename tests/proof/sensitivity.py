@@ -16,13 +16,13 @@ from pathlib import Path
 
 from proof.copies import ROOT, Edit, changed_copy
 from proof.universality import FOREACH
+from support.voice import run_lane
 
 from harness.baselines.baseline import Code, Store
 from harness.baselines.compare import Verdict, compare
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
-from harness.launch import run_lane
 from harness.numerics.processor import forced
 
 DOCUMENT = ROOT / "docs" / "sensitivity.md"
@@ -94,7 +94,7 @@ CASES = (
 
 
 def run(code: Path, folder: Path, settings: dict[str, str]) -> RunEvidence:
-    ended = run_lane(folder, settings, code=code)
+    ended = run_lane(folder, settings, root=code)
     return load_run(folder, run_id=ended.run_id)
 
 

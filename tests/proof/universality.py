@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 from proof.copies import ROOT, Edit, changed_copy
+from support.voice import run_lane
 
 from harness.baselines.baseline import Store
 from harness.baselines.compare import compare
 from harness.baselines.guard import GUARD
 from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
-from harness.launch import run_lane
 from harness.numerics.processor import forced, lacking
 
 FOREACH = Edit("harness/lane/optimizer.py", "            fused=True,\n", "            foreach=True,\n")
@@ -94,7 +94,7 @@ def run_case(case: Case, reference: RunEvidence | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="universality-") as folder:
         code = changed_copy(Path(folder) / "code", [FOREACH] if case.foreach else [])
         started = time.monotonic()
-        ended = run_lane(Path(folder) / "run", case.settings, code=code, interpreter=case.interpreter)
+        ended = run_lane(Path(folder) / "run", case.settings, root=code, python=case.interpreter or (sys.executable,))
         seconds = time.monotonic() - started
         evidence = load_run(Path(folder) / "run", run_id=ended.run_id)
         if reason := evidence.failure():

@@ -12,13 +12,13 @@ from truth import Truth, load_model
 from harness.evidence import EvidenceError, RunEvidence
 from harness.lane.hub import ask_the_hub_no_more
 from harness.lane.settings import is_shipped
-from harness.pytest_plugin import is_external
+from harness.session.lane import promises
 
 
 @pytest.fixture(scope="session", autouse=True)
 def model(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence]) -> Any:
     """audiocraft's own model, or why it cannot be loaded. Autouse, so that it comes before the wait for the run."""
-    if is_external(request.config):
+    if not promises(request.config, "checkpoint"):
         return None
     try:
         # Of another model some part may be on the hub: the lane downloads it, or says why it cannot.
@@ -33,13 +33,13 @@ def model(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence
 
 @pytest.fixture(autouse=True)
 def own_lane(request: pytest.FixtureRequest) -> None:
-    """What only the built-in lane promises is not asked of another one."""
-    if request.path.name == "test_own_lane.py" and is_external(request.config):
-        pytest.skip("not applicable: only the built-in lane promises it")
+    """What only the voice lane promises is not asked of another one."""
+    if request.path.name == "test_own_lane.py" and not promises(request.config, "checkpoint"):
+        pytest.skip("not applicable: only the voice lane promises it")
 
 
 @pytest.fixture(scope="session")
 def truth(model: Any, lane_run: RunEvidence) -> Truth:
     if model is None:
-        pytest.skip("not applicable: it probes the built-in lane, whose functions it calls")
+        pytest.skip("not applicable: it probes the voice lane, whose functions it calls")
     return Truth(model, lane_run)

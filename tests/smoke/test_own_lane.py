@@ -10,7 +10,7 @@ import pytest
 from harness.evidence import NotApplicable, RunEvidence
 from harness.gates.lane import Measured
 from harness.numerics.digest import file_sha256
-from harness.pytest_plugin import lane_code
+from harness.session.lane import lane_code
 
 pytestmark = pytest.mark.smoke
 

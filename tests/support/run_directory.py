@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from harness.base.files import TOKENS_MARK
+from harness.evidence.formats import FORMATS, PLACES
+from harness.evidence.report import REPORT_TITLE
 from harness.numerics.digest import array_digest, dataset_digest, file_sha256, tensor_digest
 from harness.numerics.sketch import sketch
 
@@ -221,3 +223,21 @@ def _write_checkpoint(path: Path, every: dict[str, Any], tensors: Any, tensors64
     sidecar["tensors"] = {name: {"dtype": "float32", "shape": list(value.shape)} for name, value in tensors.items()}
     write_json(path.with_suffix(".json"), sidecar)
     return sha256
+
+
+def write_record(run_dir: Path, exit_code: int) -> None:
+    """What whoever started the run of ``write_run`` wrote down of it: how its process ended."""
+    status = json.loads((run_dir / "train_status.json").read_text())
+    outputs = {
+        what: {"path": str(run_dir / place), "copy": place, "written": True, "found": "a file"}
+        for what, place in PLACES.items()
+    }
+    record = {
+        "schema": "lane_run/1", "lane": "experimental", "promotable": False, "name": "experimental", "default": True,
+        "run_id": status["run_id"], "started_at": "2026-01-01T00:00:00Z", "formats": FORMATS,
+        "fields": {"state": "status", "completed": "completed", "loss": "loss"}, "report_begin": REPORT_TITLE,
+        "vocabulary": None, "numerics": "traced", "state": "ended", "outputs": outputs, "exit_code": exit_code,
+        "ended": f"exited with {exit_code}", "seconds": 1.0, "numeric_class": "none", "settings_digest": "0" * 64,
+        "data": {"digest": None, "files": 0, "problems": [], "source": "none"}, "settings": {}, "environment": {},
+    }  # fmt: skip
+    write_json(run_dir / "run.json", record)

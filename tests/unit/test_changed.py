@@ -54,7 +54,7 @@ def root(tmp_path: Path) -> Path:
         ("harness/lane/trainer.py", "lane code"),
         ("harness/lane/deep/er.py", "lane code"),
         ("harness/numerics/digest.py", "lane code"),
-        ("harness/launch.py", "lane code"),
+        ("harness/session/lane.py", "gates"),
         ("harness/lane/settings.py", "settings"),
         ("data/knowledge_audio_source/auntie_dottie.flac", "shipped data and model"),
         ("data/musicgen_nano/state_dict.bin", "shipped data and model"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_directory import RUN_ID, edit_json, edit_trace, write_json, write_run
+from run_directory import RUN_ID, edit_json, edit_trace, write_json, write_record, write_run
 
 from harness.evidence import EvidenceError, RunEvidence, check_report_keys, load_run
 from harness.evidence.trace import parse_trace
@@ -463,21 +463,21 @@ class TestFailure:
         assert "the lane ended as failed" in str(load_run(run_dir).failure())
 
     def test_from_the_exit_code(self, run_dir: Path) -> None:
-        (run_dir / "exit_code.txt").write_text("0\n")
+        write_record(run_dir, 0)
         assert load_run(run_dir).failure() is None
-        (run_dir / "exit_code.txt").write_text("-9\n")
-        assert "the lane exited with -9" in str(load_run(run_dir).failure())
-        (run_dir / "exit_code.txt").unlink()
-        (run_dir / "exit_code.txt").mkdir()
-        assert "the lane exited with an exit code that cannot be read" in str(load_run(run_dir).failure())
+        write_record(run_dir, -9)
+        assert "the lane experimental exited with -9" in str(load_run(run_dir).failure())
+        (run_dir / "run.json").unlink()
+        (run_dir / "run.json").mkdir()
+        assert "found a folder" in str(load_run(run_dir).failure())
 
     def test_the_status_and_the_exit_code(self, run_dir: Path) -> None:
         """The report, which tells the same story, is left out where the status is there."""
-        (run_dir / "exit_code.txt").write_text("1\n")
+        write_record(run_dir, 1)
         report = run_dir / "train_report.txt"
         report.write_text(report.read_text().replace("objective_status: completed", "objective_status: failed"))
         failure = self.failed(run_dir).failure()
-        reasons = "in step train: loss_not_finite: nan; next: look; the lane exited with 1"
+        reasons = "in step train: loss_not_finite: nan; next: look; the lane experimental exited with 1"
         assert failure == f"the lane ended as failed {reasons}; log: {run_dir / 'lane.log'}"
 
     def test_is_cut_where_it_is_long(self, run_dir: Path) -> None:

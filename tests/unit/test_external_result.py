@@ -10,7 +10,8 @@ from toy_lane import Toy, edit_steps
 
 from harness.baselines.result import result_of_run
 from harness.evidence import EvidenceError, RunEvidence, load_run
-from harness.lanes import ExternalProcess, parse_lane
+from harness.runs.run import LaneRun
+from harness.runs.table import parse_lane
 
 COPY = """
 import pathlib, shutil
@@ -34,7 +35,7 @@ def external(tmp_path: Path, *gives: str, edit: Any = None) -> RunEvidence:
     (tmp_path / "lane.py").write_text(COPY)
     files = {"trace": "trace.jsonl", "checkpoint": "out.pt", "status": {"path": "status.json", "loss": "loss"}}
     table = {"command": ["{python}", "lane.py"], "code": ["lane.py"], **{name: files[name] for name in gives}}
-    process = ExternalProcess(parse_lane("mine", table, tmp_path), tmp_path / "artifacts" / "mine")
+    process = LaneRun(parse_lane("mine", table, tmp_path), tmp_path / "artifacts" / "mine")
     evidence = load_run(process.wait().run_dir, run_id=process.run_id)
     assert evidence.failure() is None
     return evidence

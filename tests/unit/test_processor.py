@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import voice
 from proof import false_alarms, universality
 
 from harness.lane.errors import LaneError
 from harness.lane.preflight import check_processor
 from harness.lane.settings import read_settings
-from harness.launch import LaneProcess
 from harness.numerics import processor
 from harness.numerics.modes import environment_pins
 from harness.numerics.processor import ATEN, FORCING, MKL, MKL_LIMIT, NEEDS, ONEDNN, OPENBLAS, forced, lacking
@@ -147,7 +147,7 @@ def test_the_lane_refuses_what_this_processor_lacks(tmp_path: Path) -> None:
     """For real: kernels of the other kind of processor."""
     other = forced(aten="avx512" if "SVE" in processor.processor_features() else "sve256")
     assert lacking(other), "a processor with both"
-    lane = LaneProcess(tmp_path / "run", other)
+    lane = voice.start(tmp_path / "run", other)
     assert lane.wait().exit_code == 3
     assert "\nroot_cause: processor_lacks_kernels: " in (tmp_path / "run" / "train_report.txt").read_text()
 
@@ -159,6 +159,6 @@ def test_the_lane_refuses_what_this_processor_lacks(tmp_path: Path) -> None:
 def test_a_real_processor_without_them_refuses(model: str, settings: dict[str, str], tmp_path: Path) -> None:
     emulator = next(filter(None, map(shutil.which, universality.EMULATORS)), None)
     assert emulator, "install qemu-user"
-    lane = LaneProcess(tmp_path / "run", settings, interpreter=(emulator, "-cpu", model, sys.executable))
+    lane = voice.start(tmp_path / "run", settings, python=(emulator, "-cpu", model, sys.executable))
     assert lane.wait().exit_code == 3
     assert "\nroot_cause: processor_lacks_kernels: " in (tmp_path / "run" / "train_report.txt").read_text()

@@ -21,7 +21,8 @@ PARTS = {
         "base numerics",
         "audiocraft huggingface_hub numpy omegaconf soundfile torch transformers xformers yaml",
     ),
-    "runs": ("base", ""),
+    "runs": ("base baselines evidence numerics", "msgspec numpy soundfile"),
+    "session": ("base baselines bootstrap.report evidence present runs", "pytest"),
     "evidence": ("base numerics", "msgspec numpy torch"),
     "baselines": ("base.project base.workers evidence numerics", "msgspec numpy pytest syrupy"),
     "gates": ("baselines evidence numerics", "numpy pytest"),
@@ -30,7 +31,7 @@ PARTS = {
     "bootstrap": ("base numerics", ""),
 }
 # They bring the parts together.
-ABOVE = {"__init__", "external_runs", "lanes", "launch", "pytest_plugin", "session_run"}
+ABOVE = {"__init__", "pytest_plugin"}
 # Where the wall has a hole today. This list may only become shorter.
 HOLES = {
     "bootstrap/command_line.py": "?",  # the command of its table
@@ -48,7 +49,6 @@ LONG = {
     "baselines/compare.py",
     "lane/__main__.py",
     "lane/containers.py",
-    "lanes.py",
     "present/html.py",
     "pytest_plugin.py",
 }
@@ -91,8 +91,8 @@ def test_every_part_of_the_house_has_its_walls() -> None:
         ("gates/lane.py", "from harness.lane import files"),
         ("runs/process.py", "from importlib import import_module as load\nload('harness.lane')"),
         ("present/html.py", "from ..lane.settings import read_settings"),
-        ("present/html.py", "from .. import launch"),
-        ("evidence/run.py", "__import__('harness.launch')"),
+        ("present/html.py", "from .. import pytest_plugin"),
+        ("evidence/run.py", "__import__('harness.runs.run')"),
         ("baselines/compare.py", "if True:\n    import harness.lane.trainer as t"),
         ("lane/tokens.py", "import importlib\nimportlib.import_module('py' + 'test')"),
         ("lane/tokens.py", "def later():\n    from harness.evidence import load_run"),
@@ -134,7 +134,7 @@ def test_one_evidence_class_reads_every_lanes_run() -> None:
     classes = [node.name for path in read if path.suffix == ".py" for node in ast.walk(ast.parse(path.read_text()))
                if isinstance(node, ast.ClassDef) and node.name.endswith("Evidence")]  # fmt: skip
     assert classes == ["RunEvidence"]
-    assert not [path for path in read if path.suffix == ".py" and "is_external" in path.read_text()]
+    assert not [path for path in FILES if "is_external" in path.read_text()]
 
 
 def test_smoke_is_for_the_gates_alone() -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import voice
 
 from harness.baselines.baseline import Baseline, Store
 from harness.baselines.compare import Verdict, judge
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of, run_second_leg
 from harness.evidence import RunEvidence, load_run
-from harness.launch import LaneProcess
 from harness.numerics.processor import forced, lacking
+from harness.runs.run import LaneRun
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"LANE_STEPS": "2", "LANE_STRIDE_SECONDS": "10", "LANE_BATCH": "2", "LANE_THREADS": "1"}
@@ -43,11 +44,11 @@ class Lane:
     store: Store
     runs: int = 0
 
-    def start(self, settings: Mapping[str, str], code: Path | None = None) -> LaneProcess:
+    def start(self, settings: Mapping[str, str], code: Path | None = None) -> LaneRun:
         self.runs += 1
-        return LaneProcess(self.folder / f"run{self.runs}", settings, code=code or self.clone)
+        return voice.start(self.folder / f"run{self.runs}", settings, root=code or self.clone)
 
-    def ended(self, process: LaneProcess) -> RunEvidence:
+    def ended(self, process: LaneRun) -> RunEvidence:
         evidence = load_run(process.run_dir, run_id=process.wait().run_id)
         assert evidence.failure() is None, evidence.failure()
         return evidence

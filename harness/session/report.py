@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 from harness.evidence import EvidenceError, RunEvidence, load_run
-from harness.present.facts import load_here, places
+from harness.present.facts import load_here
 
 GATE = "smoke"  # the marker
 
@@ -18,18 +18,20 @@ GATE = "smoke"  # the marker
 @dataclass(frozen=True)
 class SessionRun:
     """The session's run. ``run_id``: None where it was made earlier (`--lane-evidence`). ``told``: the report that its
-    process printed, for a run that could leave none in ``run_dir``; or why it did not start."""
+    process printed, for a run that could leave none in ``run_dir``; or why it did not start. ``places``: of files that
+    the lane's table has elsewhere, for a run that nobody could write a record of."""
 
     run_dir: Path
     run_id: str | None
     told: str = ""
+    places: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def evidence(self) -> RunEvidence:
         """The run's evidence, from where the user's settings put it; with its id, so that no stale file passes."""
         if self.run_id is None:
             return load_here(self.run_dir)
-        return load_run(self.run_dir, run_id=self.run_id, places=places(), told=self.told)
+        return load_run(self.run_dir, run_id=self.run_id, places=self.places, told=self.told)
 
     def report(self) -> str:
         """The report of this run: the file's, or what its process told. One line that says so where there is none."""

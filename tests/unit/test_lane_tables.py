@@ -1,4 +1,4 @@
-"""The table of an external lane, and the process that runs it."""
+"""A lane's table, and the run that it describes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import voice
 
-from harness import lanes
 from harness.base.files import PAGE_MARK, atomic_write, write_json
 from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
+from harness.evidence.formats import PLACES
 from harness.evidence.record import RUN_FILE
-from harness.lanes import (
-    ExternalProcess,
-    LaneTableError,
-    changed_audio,
-    find_lane,
-    parse_lane,
-    read_lanes,
-    renamed_audio,
-)
+from harness.lane.settings import DEFAULT_THREADS, VARIABLES, read_settings
 from harness.numerics.digest import file_sha256
+from harness.numerics.modes import environment_pins
+from harness.runs.audio import changed_audio, renamed_audio
+from harness.runs.directory import make_empty
+from harness.runs.run import LaneRun
+from harness.runs.table import LaneTableError, default_lane, find_lane, parse_lane, read_lanes
 
 GOOD: dict[str, Any] = {"command": ["true"], "checkpoint": "out.npz"}
 
@@ -36,25 +35,32 @@ GOOD: dict[str, Any] = {"command": ["true"], "checkpoint": "out.npz"}
     ("table", "says"),
     [
         ({**GOOD, "chekpoint": "x"}, "chekpoint: found a key that is not known, expected checkpoint?"),
-        ({"checkpoint": "x"}, "command: found none"),
-        ({**GOOD, "command": "python train.py"}, "there is no shell"),
-        ({**GOOD, "command": [1]}, "command: found list"),
-        ({**GOOD, "env": {"SEED": 1}}, "env: found dict"),
-        ({**GOOD, "checkpoint": ""}, "checkpoint: found str"),
+        ({"checkpoint": "x"}, "command: found no such key"),
+        ({**GOOD, "command": "python train.py"}, "command: found text 'python train.py', expected a list"),
+        ({**GOOD, "command": []}, "command: found a list of 0"),
+        ({**GOOD, "command": [1]}, "command[0]: found 1"),
+        ({**GOOD, "env": {"SEED": 1}}, "env.SEED: found 1, expected text"),
+        ({**GOOD, "checkpoint": ""}, "checkpoint: found text ''"),
+        ({**GOOD, "checkpoint": "a\nb"}, "checkpoint: found text"),
         ({**GOOD, "cwd": "nowhere"}, "nowhere, which is no folder"),
         ({**GOOD, "vocabulary": 1}, "a whole number of at least 2"),
-        ({**GOOD, "vocabulary": True}, "a whole number"),
-        ({**GOOD, "time_limit": 0}, "seconds above 0"),
+        ({**GOOD, "vocabulary": True}, "vocabulary: found true"),
+        ({**GOOD, "time_limit": 0}, "time_limit: found 0"),
+        ({**GOOD, "time_limit": -1.5}, "time_limit: found -1.5"),
+        ({**GOOD, "time_limit": "${LIMIT:-soon}"}, "seconds above 0"),
+        ({**GOOD, "runs": 0}, "runs: found 0"),
+        ({**GOOD, "promises": ["trace"]}, "promises: found trace, which the table does not name"),
+        ({**GOOD, "promises": ["thesis"]}, "promises[0]: found text 'thesis'"),
         ({**GOOD, "time_limit": "1h"}, "seconds above 0"),
-        ({**GOOD, "status": {"state": "x"}}, "status path: found nothing"),
-        ({**GOOD, "status": {"path": "x", "los": "y"}}, "status los: found a key that is not known, expected loss?"),
+        ({**GOOD, "status": {"state": "x"}}, "status.path: found no such key"),
+        ({**GOOD, "status": {"path": "x", "los": "y"}}, "status.los: found a key that is not known, expected loss?"),
         ({**GOOD, "report": {"begin": "x"}}, "both path and output, or neither"),
         ({**GOOD, "report": {"path": "x", "output": True}}, "both path and output, or neither"),
-        ({**GOOD, "report": {"output": 1}}, "true or false"),
+        ({**GOOD, "report": {"output": 1}}, "report.output: found 1, expected true or false"),
         ({**GOOD, "audio": "data"}, "no way to tell the lane another path"),
-        ({**GOOD, "code": "train.py"}, "code: found str"),
+        ({**GOOD, "code": "train.py"}, "code: found text 'train.py', expected a list"),
         ({"command": ["true"]}, "nothing that the lane leaves"),
-        ([], "found list '[]', expected a table"),
+        ([], "found a list of 0, expected an object"),
     ],
 )
 def test_a_table_that_is_not_understood(table: Any, says: str, tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_a_table_that_is_not_understood(table: Any, says: str, tmp_path: Path) -
     assert says in str(error.value) and "lanes.mine" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["experimental", "reference", "Mine", "a b", "../x", ""])
+@pytest.mark.parametrize("name", ["reference", "Mine", "a b", "../x", ""])
 def test_a_name_that_cannot_be_a_lanes(name: str, tmp_path: Path) -> None:
     with pytest.raises(LaneTableError, match="this name"):
         parse_lane(name, GOOD, tmp_path)
@@ -80,11 +86,61 @@ def test_lanes_of_a_project(tmp_path: Path) -> None:
         read_lanes(tmp_path)
 
 
+def test_the_default_lane_is_the_marked_one_or_the_only_one(tmp_path: Path) -> None:
+    def write(*marks: str) -> None:
+        tables = [f'[tool.harness.lanes.l{n}]\ncommand = ["true"]\nstatus = "s"\n{m}\n' for n, m in enumerate(marks)]
+        (tmp_path / "pyproject.toml").write_text("".join(tables))
+
+    assert default_lane(tmp_path) is None
+    write("")
+    assert getattr(default_lane(tmp_path), "name", None) == "l0"
+    write("", "")
+    assert default_lane(tmp_path) is None
+    write("", "default = true")
+    assert getattr(default_lane(tmp_path), "name", None) == "l1"
+    write("default = true", "default = true")
+    with pytest.raises(LaneTableError, match="l0 and l1 marked as default"):
+        default_lane(tmp_path)
+
+
+def test_variables_and_words_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = parse_lane("mine", {**GOOD, "time_limit": "${LIMIT:-30}", "run_dir": "${RUNS:-{root}/out}"}, tmp_path)
+    words = {"{run_dir}": "/r"}
+    assert lane.fill("${A:-${B:-{run_dir}/x}}/y", words, {}) == "/r/x/y"
+    assert lane.fill("${A:-${B:-{run_dir}/x}}/y", words, {"B": "b"}) == "b/y"
+    assert lane.fill("${A:-${B:-{run_dir}/x}}/y", words, {"A": "a", "B": "b"}) == "a/y"
+    assert lane.fill("${A}$A{B}", words, {"A": ""}) == "$A{B}", "what is neither is left as it is"
+    limits = [lane.time_limit({}), lane.time_limit({"LIMIT": "5"}), lane.time_limit({"LIMIT": "soon"})]
+    assert limits == [30, 5, 30], "what is not understood the lane itself refuses"
+    monkeypatch.delenv("RUNS", raising=False)
+    assert lane.run_directory() == tmp_path / "out"
+    monkeypatch.setenv("RUNS", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert lane.run_directory() == tmp_path / "mine", "from where the session was started"
+
+
+def test_the_voice_lanes_table_names_its_settings_and_what_it_leaves() -> None:
+    """Held to the lane's own settings: what a printed command must repeat, and where its files lie."""
+    table = voice.lane().table
+    assert table.default and {*table.promises} == {*PLACES} == {*voice.lane().outputs}
+    named = {name for name in VARIABLES if any(fnmatch(name, pattern) for pattern in table.variables)}
+    assert named == {*VARIABLES}
+    run_dir = Path("/run")
+    settings = read_settings({"LANE_RUN_DIR": str(run_dir)})
+    own = {"report": settings.report_path, "status": settings.status_path, "manifest": settings.manifest_path,
+           "tokens": settings.tokens_path, "trace": settings.trace_path, "environment": settings.environment_path,
+           "checkpoint": settings.checkpoint_path.parent}  # fmt: skip
+    assert {what: Path(voice.lane().fill(path, {"{run_dir}": "/run"}, {})) for what, path in
+            voice.lane().outputs.items()} == own  # fmt: skip
+    pins = environment_pins("universal", DEFAULT_THREADS)
+    assert {name: voice.lane().fill(value, {}, {}) for name, value in table.env.items()} == pins
+
+
 def run(tmp_path: Path, script: str, **table: Any) -> RunEvidence:
     """Run a lane that is a few lines of Python, in `tmp_path`."""
     (tmp_path / "lane.py").write_text(script)
     lane = parse_lane("mine", {"command": ["{python}", "lane.py"], **table}, tmp_path)
-    process = ExternalProcess(lane, tmp_path / "artifacts" / "mine")
+    process = LaneRun(lane, tmp_path / "artifacts" / "mine")
     return load_run(process.wait().run_dir, run_id=process.run_id)
 
 
@@ -157,16 +213,16 @@ def _alive(pid: int) -> bool:
 def test_a_command_that_is_none_and_a_folder_that_is_somebodys(tmp_path: Path) -> None:
     lane = parse_lane("mine", {**GOOD, "command": ["no-such-program"]}, tmp_path)
     with pytest.raises(EvidenceError, match=r"a command that does not start .*no-such-program"):
-        ExternalProcess(lane, tmp_path / "run")
+        LaneRun(lane, tmp_path / "run")
     lane = parse_lane("mine", GOOD, tmp_path)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
     with pytest.raises(EvidenceError, match="an empty folder"):
-        ExternalProcess(lane, tmp_path / "theirs")
+        LaneRun(lane, tmp_path / "theirs")
     assert (tmp_path / "theirs" / "thesis.txt").exists()
     missing = parse_lane("mine", {**GOOD, "initial_checkpoint": "gone.npz"}, tmp_path)
     with pytest.raises(EvidenceError, match=r"initial_checkpoint: found .*gone.npz"):
-        ExternalProcess(missing, tmp_path / "run")
+        LaneRun(missing, tmp_path / "run")
 
 
 def a_file(folder: Path) -> None:
@@ -184,13 +240,13 @@ def test_a_run_directory_that_cannot_be_used_is_named_and_no_traceback(
     run_dir = tmp_path / "run"
     trouble(run_dir)
     with pytest.raises(EvidenceError, match="run: found something that cannot be used"):
-        ExternalProcess(parse_lane("mine", GOOD, tmp_path), run_dir)
+        LaneRun(parse_lane("mine", GOOD, tmp_path), run_dir)
 
 
 def test_a_run_directory_that_goes_away_while_the_lane_runs_is_named(tmp_path: Path) -> None:
     """As a disk that is full by then: nothing can be written there any more."""
     lane = parse_lane("mine", {"command": ["rm", "-r", str(tmp_path / "run")], "report": {"output": True}}, tmp_path)
-    process = ExternalProcess(lane, tmp_path / "run")
+    process = LaneRun(lane, tmp_path / "run")
     with pytest.raises(EvidenceError, match="found something that cannot be used"):
         process.wait()
 
@@ -221,7 +277,7 @@ def test_a_manifest_is_held_against_the_files(tmp_path: Path) -> None:
 def test_audio_is_changed_and_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import soundfile
 
-    monkeypatch.setattr("harness.lanes.BLOCK", 64)  # frames: a recording is many blocks
+    monkeypatch.setattr("harness.runs.audio.BLOCK", 64)  # frames: a recording is many blocks
     source = tmp_path / "in"
     source.mkdir()
     samples = (np.arange(1000, dtype=np.int16) - 300) * 20
@@ -242,8 +298,9 @@ def test_audio_is_changed_and_renamed(tmp_path: Path, monkeypatch: pytest.Monkey
     single = changed_audio(source / "a.wav", tmp_path / "one")
     assert single == tmp_path / "one" / "a.wav"
     (source / "notes.txt").write_text("not audio")
+    assert (changed_audio(source, tmp_path / "again") / "notes.txt").read_text() == "not audio"
     with pytest.raises(EvidenceError, match=r"notes.txt: found a file that is not changed here"):
-        changed_audio(source, tmp_path / "again")
+        changed_audio(source / "notes.txt", tmp_path / "alone")
 
 
 def test_python_is_this_one(tmp_path: Path) -> None:
@@ -271,15 +328,15 @@ def test_a_further_run_removes_the_earlier_one(tmp_path: Path) -> None:
     run_dir = earlier_run(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(run_dir)
-    lanes._remove_run(link)
-    assert [path.name for path in run_dir.iterdir()] == [RUN_FILE] and link.is_symlink()
+    make_empty(link)
+    assert sorted(path.name for path in run_dir.iterdir()) == [RUN_FILE, "work"] and link.is_symlink()
     run_dir = earlier_run(tmp_path / "killed")
     write_json(run_dir / RUN_FILE, {"schema": "lane_run/1", "lane": "experimental", "promotable": False, "run_id": "a"})
-    lanes._remove_run(run_dir)
-    assert [path.name for path in run_dir.iterdir()] == [RUN_FILE]  # which the next run replaces
+    make_empty(run_dir)
+    assert sorted(path.name for path in run_dir.iterdir()) == [RUN_FILE, "work"]  # which the next run replaces
     run_dir = earlier_run(tmp_path / "before", "external_run.json")  # from before there was run.json
-    lanes._remove_run(run_dir)
-    assert not [path.name for path in run_dir.iterdir() if path.name != "external_run.json"]
+    make_empty(run_dir)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["work"]
 
 
 @pytest.mark.parametrize(
@@ -306,5 +363,5 @@ def test_a_further_run_removes_nothing_that_is_somebodys(name: str, content: str
         path.write_text(content)
     before = sorted(run_dir.rglob("*"))
     with pytest.raises(EvidenceError, match="an empty folder"):
-        lanes._remove_run(run_dir)
+        make_empty(run_dir)
     assert sorted(run_dir.rglob("*")) == before and (content is None or path.read_text() == content)
