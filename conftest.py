@@ -3,7 +3,7 @@ it.
 
 Both live in harness/pytest_plugin.py, so that another project can use the same ones. In ten lines:
 
-* the first test that asks for `lane_run` starts the lane as a child process (harness/launch.py), which trains for real;
+* the first test that asks for `lane_run` starts the lane as a child process (harness/runs), which trains for real;
 * its progress is shown as it comes; meanwhile this process imports what the gates need;
 * each gate (tests/smoke, marker `smoke`) then reads the files that the run left, through harness/evidence;
 * a lane that failed makes every gate fail with the lane's own reason, in one line, and never with a fixture's error;

@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from harness.runs.progress import Progress
 from harness.runs.run import LaneRun
 from harness.runs.table import PAGE, Lane, LaneTableError
 from harness.session.applicable import Applicable
+from harness.session.header import pytest_report_header
 from harness.session.lane import (
     HOLD,
     footprint_of,
@@ -59,7 +59,7 @@ pytest.register_assert_rewrite("harness.gates")
 RUN = pytest.StashKey[SessionRun]()
 APPLICABLE = pytest.StashKey[Applicable]()
 
-__all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_load_initial_conftests"]  # hooks, from options.py
+__all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_load_initial_conftests", "pytest_report_header"]  # hooks
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,37 +79,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[APPLICABLE] = Applicable(collector)
     config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
     config.pluginmanager.register(ToldOnce(), "lane-told-once")
-
-
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """What this session computes with and from: the provenance of its result, as far as it is known before the run."""
-    try:
-        lane = session_lane(config)
-    except LaneTableError as error:
-        return [f"lane: {error}"]
-    if lane is None:
-        return []
-    code = lane_code(config)
-    changed = ", lane code changed since" if code.dirty else ""
-    digest = f"; code {code.digest[:12]}" if code.digest else ""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "audiocraft", "numpy") if _installed(name))
-    lines = [f"lane: {lane.name}: {' '.join(lane.table.command)}; commit {code.commit[:12]}{changed}{digest}"]
-    if packages:
-        lines.append(f"lane: {packages}")
-    if settings := lane.variables_set():
-        lines.append("lane: " + " ".join(f"{name}={value}" for name, value in settings.items()))
-    if not config.getoption("--lane-evidence"):
-        most = most_runs(config, lane) or (4 if lane.audio else 2)
-        lines.append(f"lane: the gates run it {'once' if most == 1 else f'up to {most} times'} (--lane-runs)")
-    return lines
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def run_that_was_left(config: pytest.Config) -> RunEvidence | None:

@@ -85,7 +85,7 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """The lane's name; `experimental`, the built-in one's, where nobody wrote it down."""
+        """The lane's name; `experimental`, the voice lane's, where nobody wrote it down."""
         try:
             return self.record.name if self.is_recorded else "experimental"
         except EvidenceError:

@@ -1,6 +1,6 @@
 """Every gate that another project can use: `from harness.gates import *` in a test file of its own, and nothing else.
 
-`lane` holds the gates on what the built-in lane writes, `baseline` those on what was recorded, `black_box` those that
+`lane` holds the gates on what the voice lane writes, `baseline` those on what was recorded, `black_box` those that
 need nothing of a lane's inside. The fixtures and the options come with the plugin (harness/pytest_plugin.py).
 """
 

@@ -1,4 +1,4 @@
-"""The gates on what the built-in lane writes: each one requirement on the evidence of the session's one run.
+"""The gates on what the voice lane writes: each one requirement on the evidence of the session's one run.
 
 A lane of another project that gives the same evidence (a trace) is held to the same.
 """

@@ -1,4 +1,4 @@
-"""Ends a lane whose session is gone: `python guard.py PID RUN_ID`, started beside the lane by `LaneProcess`.
+"""Ends a lane whose session is gone: `python guard.py PID RUN_ID`, started beside the lane by `Process`.
 
 Standard input is a pipe whose other end the session holds. A byte on it says that the lane has ended in order. Its end
 without a byte says that the session is gone, however it went (SIGKILL too): then all that the lane started is ended.

@@ -50,7 +50,6 @@ LONG = {
     "lane/__main__.py",
     "lane/containers.py",
     "present/html.py",
-    "pytest_plugin.py",
 }
 
 
