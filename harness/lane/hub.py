@@ -171,7 +171,7 @@ def fetch_parts(codec: str | None, text_encoders: list[str], say: Say) -> dict[s
     return found
 
 
-def ask_the_hub_no_more() -> None:
+def stay_offline() -> None:
     """Everything is in the cache: what loads now finds it there at once, also with a network that leads nowhere.
 
     Before transformers is imported, which reads this once.

@@ -21,12 +21,12 @@ from harness.lane.audiocraft_import import prepare_audiocraft
 from harness.lane.errors import LaneError, shortage
 from harness.lane.hub import (
     MODEL_FILES,
-    ask_the_hub_no_more,
     check_model_file,
     fetch_model,
     fetch_parts,
     files_digest,
     named_parts,
+    stay_offline,
 )
 from harness.lane.settings import Settings
 
@@ -147,7 +147,7 @@ def load_model(
     parts = fetch_parts(codec, encoders, say)
     digest = model_digest(digests, parts)
     if parts:
-        ask_the_hub_no_more()
+        stay_offline()
     try:
         prepare_audiocraft(transformers=bool(parts))
         if parts:

@@ -6,11 +6,12 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness.base.files import TEMPORARY_PREFIX, NotOurs, check_place, remove, remove_leftover, show
-from harness.base.lock import LOCK_NAME
+from harness.base.lock import LOCK_NAME, Busy, owned
 from harness.lane.errors import LaneError
 from harness.lane.settings import Settings
 
@@ -107,6 +108,35 @@ def check_folders(settings: Settings) -> None:
             raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
 
 
+@contextlib.contextmanager
+def locked(settings: Settings, own: Callable[[Path], AbstractContextManager[None]] = owned) -> Iterator[None]:
+    """Own the run directory, and the staging folder where that lies elsewhere, while the block runs.
+
+    Raises LaneError if a folder cannot be used, if what is not the lane's lies where it is to write, or if a living run
+    owns the folder: with that run's pid, and since when.
+    """
+    check_outputs(settings)
+    folders = {"LANE_RUN_DIR": settings.run_dir}
+    if not settings.audio_dir.is_relative_to(settings.run_dir):
+        folders["KNOWLEDGE_AUDIO_DIR"] = settings.audio_dir
+    with contextlib.ExitStack() as held:
+        for name, folder in folders.items():
+            action = f"set {name} to a folder you can write to"
+            try:
+                held.enter_context(own(folder))
+            except Busy as owner:
+                cause = f"{show(folder)} ({name}): in use by {owner}"
+                action = f"wait for it to end, or set {name} to another folder"
+                raise LaneError("run_directory", "run_directory_busy", cause, action) from None
+            except NotOurs as error:
+                raise not_ours(error, settings) from None
+            except OSError as error:
+                cause = f"{show(folder)}: cannot be used as {name} ({error.strerror})"
+                raise LaneError("run_directory", "run_directory_unusable", cause, action) from None
+        check_folders(settings)
+        yield
+
+
 def not_ours(error: NotOurs, settings: Settings) -> LaneError:
     """The refusal to write where something lies that is not the lane's."""
     path = Path(error.filename)
@@ -151,18 +181,18 @@ def temporary_files(settings: Settings) -> Iterator[Path]:
 def remove_earlier(settings: Settings) -> None:
     """Remove what earlier runs left, as CLEAR_PREVIOUS_ARTIFACTS and RESET_TRAIN_OUTPUTS say. Raises NotOurs where
     something else has come to lie there; OSError."""
-    doomed: list[tuple[Path, str]] = []
+    to_remove: list[tuple[Path, str]] = []
     if settings.clear_previous_artifacts:
-        doomed += [(settings.report_path, "report"), (settings.environment_path, "environment/1")]
+        to_remove += [(settings.report_path, "report"), (settings.environment_path, "environment/1")]
     if settings.reset_train_outputs:
-        doomed += train_outputs(settings)
-        doomed += [one for other in other_checkpoints(settings) for one in checkpoint_files(other)]
-        doomed.append((settings.run_dir / "run.json", "lane_run/1"))
+        to_remove += train_outputs(settings)
+        to_remove += [one for other in other_checkpoints(settings) for one in checkpoint_files(other)]
+        to_remove.append((settings.run_dir / "run.json", "lane_run/1"))
         with contextlib.suppress(NotOurs):  # an earlier run's, where this one's goes elsewhere
             remove(settings.run_dir / "train_status.json", "train_status/1")
     if settings.reset_train_outputs and not settings.resume:
-        doomed.append((settings.state_path, "state"))
-    for path, kind in doomed:
+        to_remove.append((settings.state_path, "state"))
+    for path, kind in to_remove:
         remove(path, kind)
     for path in temporary_files(settings):
         remove_leftover(path)

@@ -63,7 +63,7 @@ class Trace:
             file.readline()
             return file.read()
 
-    def go_on(self, lines: str) -> None:
+    def resume(self, lines: str) -> None:
         """Append the lines that ``so_far`` gave in the run that this one goes on from."""
         self._file.write(lines)
 

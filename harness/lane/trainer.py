@@ -149,7 +149,7 @@ def train(
     else:
         adapters.load_state_dict(saved.adapters)
         optimizer.load_state_dict(saved.optimizer)
-        trace.go_on(saved.trace)
+        trace.resume(saved.trace)
         sanitized, first_loss, loss_value = saved.sanitized, saved.loss_first, saved.loss
         for _ in range(done):
             chunks = next(order)

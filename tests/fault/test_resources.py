@@ -173,11 +173,11 @@ def test_something_in_the_way(name: str, tmp_path: Path) -> None:
 
 # In place of the training, a run that has nothing to do but to complete.
 REPORT_BLOCKED = """
-import harness.lane.__main__ as lane
-def run_lane(settings, run, narration):
+import harness.lane.recipe as recipe
+def train_voice(settings, run, narration):
     settings.report_path.unlink()
     settings.report_path.mkdir()
-lane.run_lane = run_lane
+recipe.train_voice = train_voice
 """
 
 

@@ -19,10 +19,11 @@ from harness.base import files
 from harness.base.lock import owned
 from harness.bootstrap.steps import STDERR_LOG, STDOUT_LOG, SetupLog
 from harness.lane import outputs
-from harness.lane.__main__ import _not_written, locked
 from harness.lane.audio import inspect_audio
 from harness.lane.dataset import prepare_dataset
 from harness.lane.errors import LaneError
+from harness.lane.outcome import _not_written
+from harness.lane.outputs import locked
 from harness.lane.settings import Settings, read_settings
 
 pytestmark = pytest.mark.fault

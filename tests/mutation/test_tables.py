@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from proof.detection import document
-from proof.false_alarms import Case, cases, good, hindrance
+from proof.false_alarms import Case, cases, good, why_not
 from proof.faults import faults
 from proof.mutation import COLUMNS, Trial, fits
 
@@ -67,8 +67,8 @@ def test_circumstances_have_names_of_their_own() -> None:
 
 
 def test_what_cannot_be_tried_here_is_said() -> None:
-    assert "no-such-program" in hindrance(Case("x", prefix=("no-such-program",)))
-    assert hindrance(Case("x")) == ""
+    assert "no-such-program" in why_not(Case("x", prefix=("no-such-program",)))
+    assert why_not(Case("x")) == ""
 
 
 def test_a_result_is_kept_for_the_same_fault_and_code_only() -> None:

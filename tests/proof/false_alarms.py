@@ -109,7 +109,7 @@ def cases() -> Iterator[Case]:
     yield Case("MKL's compatible path", forced(mkl="COMPATIBLE"))
 
 
-def hindrance(case: Case) -> str:
+def why_not(case: Case) -> str:
     """Why a case cannot be tried on this machine; empty if it can."""
     program = case.prefix[0] if case.prefix else ""
     if program and shutil.which(program) is None:
@@ -264,7 +264,7 @@ def main(arguments: list[str]) -> int:
             fit = hashlib.sha256(f"{dataclasses.asdict(case)} {code}".encode()).hexdigest()[:16]
             row = kept.get(case.name)
             if row is None or row.get("fits") != fit or options.again or "skipped" in row:
-                if why := hindrance(case):
+                if why := why_not(case):
                     row = {"case": case.name, "skipped": why}
                 else:
                     row = bench.run(case)

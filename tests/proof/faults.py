@@ -373,7 +373,7 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "fresh adapters of another seed", "the seed of the adapters' initialisation is a constant", "adapter",
-        (lane("__main__.py", "make_adapters(model.lm.dim, settings.seed,", "make_adapters(model.lm.dim, 1234,"),),
+        (lane("recipe.py", "make_adapters(model.lm.dim, settings.seed,", "make_adapters(model.lm.dim, 1234,"),),
         SAME_CHECKPOINT, "phase start",
     )  # fmt: skip
     yield Fault(
@@ -453,7 +453,7 @@ def _model() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "half precision", "the model computes in bfloat16 on the CPU", "model",
-        (lane("__main__.py", "load_model(settings, dtype", "load_model(settings, torch.bfloat16"),),
+        (lane("recipe.py", "load_model(settings, dtype", "load_model(settings, torch.bfloat16"),),
         FIRST_LOSS, "the model's own is",
     )  # fmt: skip
     yield Fault(
@@ -478,17 +478,17 @@ def _checkpoint() -> Iterator[Fault]:
     yield Fault(
         "saved before the last step", "the checkpoint holds the adapters as they were one step earlier", "checkpoint",
         (
-            lane("__main__.py", PROGRESS,
-                 "        import copy\n\n        kept: list[Any] = []\n\n"
+            lane("recipe.py", PROGRESS,
+                 "        import copy\n        from typing import Any\n\n        kept: list[Any] = []\n\n"
                  f"{PROGRESS}            kept.append(copy.deepcopy(adapters))\n"),
-            lane("__main__.py", WRITTEN, "run.checkpoint = write_checkpoint(settings, kept[-2], "),
+            lane("recipe.py", WRITTEN, "run.checkpoint = write_checkpoint(settings, kept[-2], "),
         ),
         ENDED_WITH, "as the trace says",
     )  # fmt: skip
     yield Fault(
         "initial weights saved", "the checkpoint holds the adapters as they were before training", "checkpoint",
         (
-            lane("__main__.py", WRITTEN,
+            lane("recipe.py", WRITTEN,
                  "run.checkpoint = write_checkpoint(settings, make_adapters(model.lm.dim, settings.seed, "
                  "dtype=adapter_dtype, device=settings.device), "),
         ),
@@ -545,9 +545,10 @@ def _report() -> Iterator[Fault]:
     yield Fault(
         "status before checkpoint", "the status is written before there is a checkpoint, and not again", "report",
         (
-            lane("__main__.py", 'run.enter("checkpoint")',
-                 'run.enter("checkpoint")\n    write_status(settings, run, None)'),
-            lane("__main__.py", STATUS_WRITTEN, f"if not run.checkpoint:\n            {STATUS_WRITTEN}"),
+            lane("recipe.py", 'run.enter("checkpoint")',
+                 'run.enter("checkpoint")\n    from harness.lane.outcome import write_status\n\n'
+                 "    write_status(settings, run, None)"),
+            lane("outcome.py", STATUS_WRITTEN, f"if not run.checkpoint:\n            {STATUS_WRITTEN}"),
         ),
         "checkpoint_sha_is_that_of_the_file", "None, as train_status.json says",
     )  # fmt: skip
@@ -570,7 +571,7 @@ def _report() -> Iterator[Fault]:
         "always completed", "the report says completed, whatever happened; the run meets a file it cannot read",
         "report",
         (
-            lane("__main__.py", f'"objective_status": {OUTCOME}', '"objective_status": "completed"'),
+            lane("outcome.py", f'"objective_status": {OUTCOME}', '"objective_status": "completed"'),
         ),
         "status_file_is_valid_and_completed", "ended as", data="broken",
     )  # fmt: skip
@@ -578,10 +579,10 @@ def _report() -> Iterator[Fault]:
         "exception swallowed", "an exception in training is swallowed, and the run counts as completed; the run meets "
         "logits that are not finite", "report",
         (
-            lane("__main__.py", "        result = train(",
-                 "        result: Any = None\n"
+            lane("recipe.py", "        result = train(",
+                 "        result: object = None\n"
                  "        with contextlib.suppress(LaneError):\n            result = train("),
-            lane("__main__.py", "    run.loss, run.loss_first, run.sanitized = result.loss,",
+            lane("recipe.py", "    run.loss, run.loss_first, run.sanitized = result.loss,",
                  "    if result:\n        run.loss, run.loss_first, run.sanitized = result.loss,"),
             lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions)",
                  "output = model.lm.compute_predictions(codes, [], conditions)\n"
@@ -593,7 +594,7 @@ def _report() -> Iterator[Fault]:
         "environment of an earlier run", "the environment's file is kept where there is one", "report",
         (
             lane("outputs.py", '(settings.environment_path, "environment/1")]', "]"),
-            lane("__main__.py", ENVIRONMENT_WRITTEN,
+            lane("recipe.py", ENVIRONMENT_WRITTEN,
                  f"settings.environment_path.exists() or {ENVIRONMENT_WRITTEN}"),
         ),
         "all_files_are_of_this_run", "stale", before="shipped",
@@ -606,7 +607,7 @@ def _report() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "promotable", "the report offers the experimental lane's result for promotion", "report",
-        (lane("__main__.py", '"lane": "experimental", "promotable": False}\n        self.loss',
+        (lane("run.py", '"lane": "experimental", "promotable": False}\n        self.loss',
               '"lane": "experimental", "promotable": True}\n        self.loss'),),
         "lane_says_that_it_is_experimental", "promotable true",
     )  # fmt: skip

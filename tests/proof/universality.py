@@ -47,7 +47,7 @@ class Case:
 
 
 def native_cases() -> Iterator[Case]:
-    """Every combination of kernel dispatch, library pins, threads and optimizer; `hindrance` tells those that
+    """Every combination of kernel dispatch, library pins, threads and optimizer; `why_not` tells those that
     this processor cannot run."""
     for aten, onednn, mkl, threads, optimizer in itertools.product(
         ("default", "avx2", "avx512"), ("", "AVX2"), ("", "COMPATIBLE"), ("1", "2"), ("fused", "foreach")
@@ -78,7 +78,7 @@ def other_cases(interpreters: Sequence[str]) -> Iterator[Case]:
         yield Case(name, {}, interpreter=(python,))
 
 
-def hindrance(case: Case) -> str:
+def why_not(case: Case) -> str:
     """Why a case cannot be run on this machine; empty if it can."""
     if case.interpreter and shutil.which(case.interpreter[0]) is None:
         return f"there is no {case.interpreter[0]} here"
@@ -89,7 +89,7 @@ def run_case(case: Case, reference: RunEvidence | None) -> dict[str, Any]:
     """Run one case, if it can be run here; returns what the table shows.
 
     ``reference``: a run on this machine, for the parameters' drift."""
-    if why := hindrance(case):
+    if why := why_not(case):
         return {"case": case.name, "verdict": NOT_RUN, "why": why}
     with tempfile.TemporaryDirectory(prefix="universality-") as folder:
         code = changed_copy(Path(folder) / "code", [FOREACH] if case.foreach else [])

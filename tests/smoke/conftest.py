@@ -10,7 +10,7 @@ import pytest
 from truth import Truth, load_model
 
 from harness.evidence import EvidenceError, RunEvidence
-from harness.lane.hub import ask_the_hub_no_more
+from harness.lane.hub import stay_offline
 from harness.lane.settings import is_shipped
 from harness.session.lane import promises
 
@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest, lane_process: Callable[[], RunEvidence
         if not is_shipped(os.environ.get("LANE_MODEL", "")):
             if reason := lane_process().failure():
                 return EvidenceError(reason)
-            ask_the_hub_no_more()
+            stay_offline()
         return load_model()
     except Exception as error:  # the lane meets the same trouble and says what it is
         return error

@@ -128,7 +128,7 @@ def _refusal(folder: Path) -> str:
 def test_tables_list_what_could_not_be_run(capped: frozenset[str]) -> None:
     """Each case of the two tables that would ask for more than this processor has says so, and is not started."""
     cases = list(universality.native_cases())
-    told = {case.name: universality.hindrance(case) for case in cases}
+    told = {case.name: universality.why_not(case) for case in cases}
     assert {name for name, why in told.items() if why} == {
         case.name
         for case in cases
@@ -140,7 +140,7 @@ def test_tables_list_what_could_not_be_run(capped: frozenset[str]) -> None:
     assert "0 of 0 match" in page
     alarms = [case for case in false_alarms.cases() if lacking(case.settings)]
     assert alarms
-    assert all(ATEN in false_alarms.hindrance(case) or ONEDNN in false_alarms.hindrance(case) for case in alarms)
+    assert all(ATEN in false_alarms.why_not(case) or ONEDNN in false_alarms.why_not(case) for case in alarms)
 
 
 def test_the_lane_refuses_what_this_processor_lacks(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ HOLES = {
 LONG = {
     "baselines/baseline.py",
     "baselines/compare.py",
-    "lane/__main__.py",
     "lane/containers.py",
     "present/html.py",
 }

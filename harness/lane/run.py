@@ -1,0 +1,48 @@
+"""What is known of the run so far; status and report are written from it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from harness.lane.console import say
+from harness.lane.settings import Settings
+from harness.lane.signals import raise_if_stopped
+
+if TYPE_CHECKING:
+    from harness.lane.state import StateFile
+
+log = logging.getLogger("harness.lane")
+
+
+class Run:
+    """What is known of the run so far; the status file and the report are written from it."""
+
+    def __init__(self, settings: Settings | None) -> None:
+        self.settings = settings
+        self.step = "settings"
+        self.started_at = now()
+        self.owns_run_dir = False
+        self.began = False  # and with that removed what an earlier run had left
+        self.is_check = False  # it ends before it trains, and leaves nothing
+        self.settings_refused = False  # settings are then the defaults, in the folder that the run was to use
+        self.reserve: bytes | None = bytes(4_000_000)  # let go of at the end, so that a run out of memory can say so
+        self.values: dict[str, Any] = {"lane": "experimental", "promotable": False}
+        self.loss: float | None = None
+        self.loss_first: float | None = None
+        self.steps_done = 0
+        self.sanitized = 0
+        self.checkpoint: dict[str, Any] | None = None
+        self.states: StateFile | None = None
+
+    def enter(self, step: str) -> None:
+        """Note and show which step of the lane begins."""
+        raise_if_stopped()
+        self.step = step
+        log.info("step %s", step)
+        say(f"STEP {step}")
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
