@@ -24,6 +24,7 @@ from harness.baselines.baseline import (
     Tolerance,
 )
 from harness.baselines.differences import (
+    NO_TRACE,
     Divergence,
     Item,
     Rule,
@@ -34,6 +35,7 @@ from harness.baselines.differences import (
     settings_changed,
     table,
     walk,
+    where_known,
 )
 from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run, shown
 from harness.evidence import EvidenceError, RunEvidence
@@ -255,7 +257,7 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
                 f"within tolerance of the recording from class {expected.key.numeric_class[:8]}"
             )
         return dataclasses.replace(verdict, headline=headline)
-    where = first_divergence(items, len(expected.steps))
+    where = where_known(first_divergence(items, len(expected.steps)), result, expected)
     failed = [part for part in PARTS if not verdict.holds(part)]
     other = f", and beyond the tolerance for another numeric class ({expected.key.numeric_class[:8]})"
     return dataclasses.replace(
@@ -263,9 +265,12 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
         kind="regression",
         headline=f"not the recorded result: {', '.join(failed)}{'' if good == 'match' else other}",
         where=where,
-        cause=likely_cause(where, result, expected, items) if where else "",
+        cause=likely_cause(where, result, expected, items),
         moved=tuple(moved(result, expected)),
-        notes=tuple(f"{part}: {why}" for part, why in result.unreadable.items()),
+        notes=(
+            *(f"{part}: {why}" for part, why in result.unreadable.items()),
+            *(() if where is not None or result.unreadable else (NO_TRACE,)),
+        ),
         next_command=f"{_explain(result, expected)}\nif the change is meant: {RECORD}",
     )
 
@@ -299,7 +304,7 @@ def _nothing_compared(items: Sequence[Item], expected: Result) -> list[Item]:
 
 def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdict:
     items = list(walk(second, first, BITS))
-    where = first_divergence(items, len(first.steps))
+    where = where_known(first_divergence(items, len(first.steps)), first, second)
     return dataclasses.replace(
         verdict,
         kind="nondeterministic",
@@ -307,7 +312,7 @@ def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdic
         where=where,
         cause=(
             "something draws without a seed, depends on time, memory addresses or thread timing, or runs a "
-            f"nondeterministic kernel, in the {where.phase if where else ''} phase"
+            f"nondeterministic kernel{f', in the {where.phase} phase' if where else ''}"
         ),
         next_command=_explain(first, second),
     )
@@ -326,7 +331,7 @@ def _code_or_environment(
     external = baseline.result.key.mode == EXTERNAL  # of whose environment little is known: it takes the second leg
     if not verdict.moved and not same_code and not external:
         told = "and the lane's code is not: the code moved it" if code_known else "so the code moved it"
-        return _noted(verdict, f"the environment is as recorded, {told}")
+        return _code_moved(verdict, result, baseline, f"the environment is as recorded, {told}")
     leg: Result | None = None
     reason = "no way to run it was given"
     if second_leg is not None:
@@ -353,7 +358,7 @@ def _code_or_environment(
         if same_code:
             told = "a file in git moved it, though none of the lane's code"
         note = f"the lane as of {recorded.commit[:12]}, run here, still gives the recorded result: {told}"
-        return _noted(verdict, note)
+        return _code_moved(verdict, result, baseline, note)
     between = tolerance_rule(baseline.tolerance) if leg.key.mode == UNIVERSAL else BITS
     if _agree(leg, result, between):
         why = f"the lane as of {recorded.commit[:12]}, run here, fails in the same way"
@@ -365,6 +370,11 @@ def _code_or_environment(
         "environment and code both moved"
     )
     return _noted(verdict, note)
+
+
+def _code_moved(verdict: Verdict, result: Result, baseline: Baseline, note: str) -> Verdict:
+    cause = likely_cause(verdict.where, result, baseline.result, verdict.items, code_moved=True)
+    return dataclasses.replace(verdict, cause=cause, notes=(*verdict.notes, note))
 
 
 def _environment_moved(verdict: Verdict, why: str, external: bool) -> Verdict:

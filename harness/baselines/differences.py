@@ -193,6 +193,16 @@ def first_divergence(items: Iterable[Item], steps: int) -> Divergence | None:
     return Divergence(first.step, steps, first.phase, tensors, first, len(known))
 
 
+NO_TRACE = (
+    "no trace: cannot say in which step, phase or tensor they part first; the last loss and the checkpoint differ"
+)
+
+
+def where_known(where: Divergence | None, *results: Result) -> Divergence | None:
+    """The place, where it was measured: without a trace on both sides, nobody saw the way to a result."""
+    return where if where is None or where.item.part == "dataset" or all(r.is_traced for r in results) else None
+
+
 def rows(items: Iterable[Item], part: str | None = None, *, limit: int = 12) -> tuple[list[Item], int]:
     """The items for a table of at most `limit` rows, and how many are left out.
 
@@ -211,8 +221,18 @@ def rows(items: Iterable[Item], part: str | None = None, *, limit: int = 12) -> 
     return table, sum(item.criterion for item in bad) - sum(item.criterion for item in table)
 
 
-def likely_cause(where: Divergence, obtained: Result, expected: Result, items: Sequence[Item]) -> str:
-    """In words, what a difference that begins there usually comes from."""
+def likely_cause(
+    where: Divergence | None,
+    obtained: Result,
+    expected: Result,
+    items: Sequence[Item],
+    *,
+    code_moved: bool = False,
+) -> str:
+    """In words, what a difference that begins there usually comes from; nothing where the place is not known.
+    `code_moved`: it is known that the code did it, and so not the rounding of other kernels."""
+    if where is None:
+        return ""
     step, phase, item = where.step, where.phase, where.item
     differing = {i.tensor for i in items if i.out_of_bounds and i.tensor} - {"all"}
     every = {i.tensor for i in items if i.tensor} - {"all"}
@@ -244,6 +264,7 @@ def likely_cause(where: Divergence, obtained: Result, expected: Result, items: S
         and not isinstance(item.obtained, str)
         and obtained.key.mode != "universal"
         and phase != "checkpoint"
+        and not code_moved
     )
     if small:
         return (

@@ -102,8 +102,9 @@ def explain_checkpoints(a: Path, b: Path) -> Explanation:
 
 def explain_runs(a: Path, b: Path) -> Explanation:
     """Two run directories. Raises EvidenceError when the trace of one cannot be read."""
+    from harness.baselines import differences
     from harness.baselines.compare import BITS, tolerance_for, tolerance_rule
-    from harness.baselines.differences import first_divergence, likely_cause, moved, settings_changed, walk
+    from harness.baselines.differences import moved, settings_changed, walk
     from harness.baselines.result import UNIVERSAL
 
     runs = load_run(a), load_run(b)
@@ -114,15 +115,15 @@ def explain_runs(a: Path, b: Path) -> Explanation:
     found.tensors = compare_tensors(*values)
     found.tensor_count = len(set(values[0]) | set(values[1]))
     found.moved = [*moved(one, two), *settings_changed(one, two)]
-    found.where = first_divergence(items, max(len(one.steps), len(two.steps)))
+    first = differences.first_divergence(items, max(len(one.steps), len(two.steps)))
     # The tensors have a table of their own, with indices and values.
     found.items = [item for item in items if item.out_of_bounds and not (item.phase == "checkpoint" and item.tensor)]
     found.notes = [f"{r.source}: {part}: {why}" for r in (one, two) for part, why in r.unreadable.items()]
-    if found.where is None:  # then no tensor differs either: their digests and norms are among the items
+    if first is None:  # then no tensor differs either: their digests and norms are among the items
         return found
     found.differ = True
     found.headline = f"the runs differ; {_count(found)}"
-    found.cause = _provenance(one, two, found.moved) + likely_cause(found.where, one, two, items)
+    _place(found, first, one, two, items)
     found.notes += _course(one, two) + _data_notes(runs)
     rule = tolerance_rule(tolerance_for(one.key.mode))
     if one.key.mode == two.key.mode == UNIVERSAL and not any(
@@ -132,11 +133,22 @@ def explain_runs(a: Path, b: Path) -> Explanation:
     return found
 
 
+def _place(found: Explanation, first: Divergence, one: Result, two: Result, items: Sequence[Item]) -> None:
+    """Say where the two part and what that usually comes from, as far as it was measured."""
+    from harness.baselines.differences import NO_TRACE, likely_cause, where_known
+
+    found.where = where_known(first, one, two)
+    cause = _provenance(one, two, found.moved) + likely_cause(found.where, one, two, items)
+    found.cause = cause.removesuffix("; ")
+    if found.where is None:
+        found.notes.append(NO_TRACE)
+
+
 def explain_run_and_baseline(run: Path, file: Path, *, run_first: bool) -> Explanation:
     """A run directory and a baseline file. Raises EvidenceError when the trace, or the baseline, cannot be read."""
     from harness.baselines.baseline import BaselineError, load
     from harness.baselines.compare import exact_rule
-    from harness.baselines.differences import first_divergence, likely_cause, moved, settings_changed, walk
+    from harness.baselines.differences import first_divergence, moved, settings_changed, walk
 
     one = _result(load_run(run))
     try:
@@ -148,19 +160,18 @@ def explain_run_and_baseline(run: Path, file: Path, *, run_first: bool) -> Expla
     rule = exact_rule(baseline)
     items = list(walk(one, two, rule))
     found.items = [item for item in items if item.out_of_bounds]
-    found.where = first_divergence(items, len(two.steps))
+    first = first_divergence(items, len(two.steps))
     found.differ = any(item.criterion for item in found.items)
     found.moved = [*moved(one, two), *settings_changed(one, two)]
     found.notes = [f"{one.source}: {part}: {why}" for part, why in one.unreadable.items()]
     if fields := one.key.differing(two.key):
         found.notes.append(f"the keys differ ({', '.join(fields)}): a gate would not compare these two")
         found.differ = True
-    if found.where is None or not found.differ:
-        found.where = None
+    if first is None or not found.differ:
         found.headline = "the recorded result, as far as the exact part goes"
         return found
     found.headline = "not the recorded result"
-    found.cause = _provenance(one, two, found.moved) + likely_cause(found.where, one, two, items)
+    _place(found, first, one, two, items)
     found.notes += _course(one, two)
     apart = [name for name, tensor in one.tensors.items() if name in two.tensors and _far(tensor, two.tensors[name])]
     if apart:

@@ -108,6 +108,11 @@ class Result:
         there = {"dataset": self.dataset_digest, "tokens": self.tokens_digest, "loss": self.steps}
         return tuple(part for part in PARTS if there.get(part, True))
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether the way to the result is known, and not its last loss and its checkpoint alone."""
+        return bool(self.end_losses) or any(step.valid or step.batch != "none" for step in self.steps)
+
     def digest_as(self, other: Result) -> str:
         """This result's tensor digest, leaving out what `other`'s leaves out. "" where the tensors do not fit."""
         if self.guarded == other.guarded or self.values is None:

@@ -140,6 +140,11 @@ def test_each_defect_is_found_by_its_gate(defect: str, gate: str, says: str, pro
     assert {name for name in cheap if session.gate(name) not in ("passed", "not applicable")} == set()
 
 
+def test_a_lane_that_differs_anyway_does_not_pass_for_one_that_hears_its_audio(project: Path) -> None:
+    write_tables(project, "unseeded-blind")
+    assert Session(project, "wrapper").gate("test_checkpoint_depends_on_the_audio") == "not applicable"
+
+
 def test_a_stale_checkpoint_is_found(project: Path) -> None:
     checkpoint = project / "artifacts_tts" / "checkpoints" / "tts_voice_train_toy.pt"
     checkpoint.parent.mkdir(parents=True)
