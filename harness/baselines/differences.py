@@ -193,9 +193,7 @@ def first_divergence(items: Iterable[Item], steps: int) -> Divergence | None:
     return Divergence(first.step, steps, first.phase, tensors, first, len(known))
 
 
-NO_TRACE = (
-    "no trace: cannot say in which step, phase or tensor they part first; the last loss and the checkpoint differ"
-)
+NO_TRACE = "no trace: cannot say where, in which step and phase, the two part"
 
 
 def where_known(where: Divergence | None, *results: Result) -> Divergence | None:

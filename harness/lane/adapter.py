@@ -71,16 +71,29 @@ def attach(lm: Any, adapters: nn.ModuleList, watch: Callable[[str, Tensor], None
     off).
 
     ``watch(place, value)`` is called with what comes in and what goes out, for the search for non-finite values. A
-    model that computes in another dtype (float16 on a GPU) has its input converted for the adapters, and back.
+    model that computes in another dtype (float16 on a GPU) has its input converted for the adapters, and back. In
+    audiocraft's streaming mode, where the transformer is given a few positions at a time, what each adapter was given
+    before is kept in the transformer's own streaming state, which audiocraft clears at the end of each generation.
     """
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         embedded: Tensor = arguments[0]
         watch("the tokens' embedding", embedded)
         x = embedded.to(next(adapters.parameters()).dtype)
-        for adapter in adapters:
-            x = adapter(x)
+        in_parts = getattr(module, "_is_streaming", False)
+        for index, adapter in enumerate(adapters):
+            x = _streamed(adapter, x, module, f"adapter_{index}") if in_parts else adapter(x)
         watch("the adapters' output", x)
         return (x.to(embedded.dtype), *arguments[1:])
 
     return lm.transformer.register_forward_pre_hook(before)
+
+
+def _streamed(adapter: nn.Module, x: Tensor, module: Any, key: str) -> Tensor:
+    """The adapter's output for the new positions ``x`` ``[batch, time, dim]`` of a stream: it sees as many positions
+    before them as its filter is long."""
+    state: dict[str, Tensor] = module._streaming_state
+    given = torch.cat([state[key], x], dim=1) if key in state else x
+    state[key] = given[:, -(TAPS - 1) :]
+    result: Tensor = adapter(given)[:, -x.shape[1] :]
+    return result

@@ -22,11 +22,14 @@ def adapter_tensors(adapters: nn.ModuleList, dtype: torch.dtype) -> dict[str, to
     return {name: state[name].detach().to("cpu", dtype).clone().contiguous() for name in sorted(state)}
 
 
-def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float64: bool) -> dict[str, Any]:
+def write_checkpoint(
+    settings: Settings, adapters: nn.ModuleList, *, keep_float64: bool, fingerprint: str
+) -> dict[str, Any]:
     """Write the checkpoint, and the ``.json`` beside it that ties it to this run; returns what the latter says.
 
     Float32, whatever the lane computed in; ``keep_float64`` also writes the values before that rounding, from which a
-    baseline finds the positions that lie near a rounding boundary. No time and no run id is inside the ``.pt``.
+    baseline finds the positions that lie near a rounding boundary. ``fingerprint`` names the model (voice.py).
+    No time and no run id is inside the ``.pt``.
     Raises LaneError (exit code 2) before anything is written if a value is not finite in float32.
     """
     path = settings.checkpoint_path
@@ -40,6 +43,7 @@ def write_checkpoint(settings: Settings, adapters: nn.ModuleList, *, keep_float6
         "lane": "experimental",
         "promotable": False,
         "model_id": settings.model_id,
+        "model_fingerprint": fingerprint,
         "adapter": "causal spectral filter at the transformer's input",
         "blocks": BLOCKS,
         "taps": TAPS,

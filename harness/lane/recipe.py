@@ -96,6 +96,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
     from harness.lane.trainer import train
+    from harness.lane.voice import model_fingerprint
     from harness.numerics.battery import numeric_class
     from harness.numerics.modes import apply_mode
 
@@ -104,6 +105,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))
     model, model_digest = load_model(settings, dtype, say)
     run.values["model_digest"] = model_digest
+    fingerprint = model_fingerprint(model.lm)
     gc.enable()
     if run.is_check:
         return
@@ -173,7 +175,8 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized
 
     run.enter("checkpoint")
-    run.checkpoint = write_checkpoint(settings, adapters, keep_float64=settings.numerics == "universal")
+    is_rounded = settings.numerics == "universal"
+    run.checkpoint = write_checkpoint(settings, adapters, keep_float64=is_rounded, fingerprint=fingerprint)
     run.states.remove()
 
 

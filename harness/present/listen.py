@@ -109,17 +109,11 @@ def sample_clips(run: RunEvidence, directory: str, seed: int) -> list[Clip]:
     """The same description and seed twice: by the frozen model, and with the run's adapters. Raises what audiocraft
     raises."""
     import torch
-    from audiocraft.models.musicgen import MusicGen
-    from audiocraft.modules.transformer import set_efficient_attention_backend
 
-    from harness.lane.adapter import make_adapters
-    from harness.lane.checkpoint import load_adapters
+    from harness.lane.voice import attach_voice, load_musicgen
 
     torch.set_num_threads(1)
-    set_efficient_attention_backend("torch")
-    model = MusicGen.get_pretrained(directory, device="cpu")
-    adapters = make_adapters(model.lm.dim, 0, dtype=torch.float32, device="cpu")
-    load_adapters(run.checkpoint_path, adapters)
+    model = load_musicgen(directory)
     model.set_generation_params(duration=SAMPLE_SECONDS)
     description = str((run.status.settings or {}).get("description") or "")
 
@@ -129,29 +123,5 @@ def sample_clips(run: RunEvidence, directory: str, seed: int) -> list[Clip]:
         return Clip(name, f"“{description}”, seed {seed}", encode(wave, model.sample_rate))
 
     without = sample("without_adapter")
-    hook = attach_streaming(model.lm, adapters)
-    try:
-        return [without, sample("with_adapter")]
-    finally:
-        hook.remove()
-
-
-def attach_streaming(lm: Any, adapters: Any) -> Any:
-    """Put adapters before `lm.transformer` for one generation; returns the hook's handle.
-
-    In a generation audiocraft gives the transformer one position at a time and caches the rest. The adapters' filter
-    looks back over many, so that what came in is kept, and of what goes out the new positions are passed on.
-    """
-    import torch
-
-    seen: list[Any] = []
-
-    def before(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        new = arguments[0]
-        seen.append(new)
-        x = torch.cat(seen, dim=1)
-        for adapter in adapters:
-            x = adapter(x)
-        return (x[:, -new.shape[1] :], *arguments[1:])
-
-    return lm.transformer.register_forward_pre_hook(before)
+    attach_voice(model, run.checkpoint_path)
+    return [without, sample("with_adapter")]

@@ -118,7 +118,7 @@ def test_two_workers_find_one_verdict_on_a_changed_lane_under_strict_warnings(re
         assert recorded.runs() == 3  # of the session, again, and the recorded code
         assert recorded.verdicts() == ["regression", "regression"], recorded.text
         notes = (read_gates(recorded.root / "artifacts" / "mine").verdict or {})["notes"]
-        assert len(notes) == 2 and "the code moved it" in notes[1], notes
+        assert len(notes) == 3 and "no trace" in notes[0] and "the code moved it" in notes[2], notes
         red = [gate for gate in recorded.gates() if gate.outcome not in ("passed", "not applicable")]
         assert [(gate.outcome, gate.reruns) for gate in red] == [("failed", 1)], red
         assert red[0].reason.startswith("regression: ") and red[0].name.endswith("(run 2 times)")

@@ -7,6 +7,8 @@ targets or counts invalid positions has another first loss.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from truth import Truth
@@ -48,6 +50,18 @@ def test_first_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth:
     assert abs(total - expected.mean()) <= LIMITS[mode] * total, (
         f"the first loss is {total!r}; the mean over the codebooks is {expected.mean()!r}"
     )
+
+
+def test_checkpoint_names_the_model_that_it_was_trained_on(
+    lane_run: RunEvidence, truth: Truth, measured: Measured
+) -> None:
+    """The checkpoint has the fingerprint of the model: over names, shapes and float16 values of its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(truth.model.lm.state_dict().items()):
+        digest.update(f"{name}\0{list(tensor.shape)}\0".encode() + tensor.numpy().astype(np.float16).tobytes())
+    found = lane_run.checkpoint.meta["model_fingerprint"]
+    measured(f"fingerprint {str(found)[:12]}")
+    assert found == digest.hexdigest(), f"the checkpoint names the model {found}, and it is {digest.hexdigest()}"
 
 
 def test_checkpoint_gives_the_loss_that_training_ended_with(

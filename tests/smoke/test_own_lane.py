@@ -17,7 +17,7 @@ pytestmark = pytest.mark.smoke
 SHIPPED_SOURCE = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source"
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MORE_SUFFIXES = (".opus", ".oga", ".aif", ".aiff", ".w64", ".caf", ".au", ".mp2")  # of these some hold what is not read
-CHECKPOINT_META = set("lane promotable model_id adapter blocks taps seed steps".split())
+CHECKPOINT_META = set("lane promotable model_id model_fingerprint adapter blocks taps seed steps".split())
 
 
 def test_every_recording_is_in_the_data_set(lane_run: RunEvidence, measured: Measured) -> None:
