@@ -1,12 +1,12 @@
 """Every gate that another project can use: `from harness.gates import *` in a test file of its own, and nothing else.
 
-`lane` holds the gates on what the voice lane writes, `baseline` those on what was recorded, `black_box` those that
+`training` holds the gates on what the voice lane writes, `baseline` those on what was recorded, `black_box` those that
 need nothing of a lane's inside. The fixtures and the options come with the plugin (harness/pytest_plugin.py).
 """
 
-from harness.gates import baseline, black_box, lane
+from harness.gates import baseline, black_box, training
 from harness.gates.baseline import *  # noqa: F403
 from harness.gates.black_box import *  # noqa: F403
-from harness.gates.lane import *  # noqa: F403
+from harness.gates.training import *  # noqa: F403
 
-__all__ = list(dict.fromkeys([*lane.__all__, *black_box.__all__, *baseline.__all__]))
+__all__ = list(dict.fromkeys([*training.__all__, *black_box.__all__, *baseline.__all__]))

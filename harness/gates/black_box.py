@@ -18,7 +18,7 @@ import pytest
 
 from harness.baselines.checkpoints import TensorDifference, compare_tensors, in_memory
 from harness.evidence import NotApplicable, RunEvidence, finite_loss
-from harness.gates.lane import Measured
+from harness.gates.training import Measured
 from harness.numerics.digest import file_sha256
 
 pytestmark = pytest.mark.smoke

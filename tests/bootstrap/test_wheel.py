@@ -23,7 +23,7 @@ from harness.bootstrap.command_line import COMMANDS
 pytestmark = pytest.mark.bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "tests" / "lanes"
+EXAMPLES = ROOT / "tests" / "other_lanes"
 
 
 def call(*command: object, cwd: Path) -> str:

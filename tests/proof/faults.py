@@ -337,7 +337,7 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "attached with a scale of zero", "the adapters' output is multiplied by zero", "adapter",
-        (lane("adapter.py", "x = adapter(x)", "x = x + 0.0 * (adapter(x) - x)"),),
+        (lane("adapter.py", "else adapter(x)", "else x + 0.0 * (adapter(x) - x)"),),
         "loss_falls", "fell by 0.0000",
     )  # fmt: skip
     yield Fault(
@@ -347,7 +347,7 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "one block of two attached", "only the first block is applied", "adapter",
-        (lane("adapter.py", "for adapter in adapters:", "for adapter in adapters[:1]:"),),
+        (lane("adapter.py", "enumerate(adapters):", "enumerate(adapters[:1]):"),),
         COMPLETED, "1.decay has no gradient",
     )  # fmt: skip
     yield Fault(

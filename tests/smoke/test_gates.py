@@ -1,3 +1,3 @@
-"""The gates on what the lane writes: those of the package, which other projects use too (harness/gates/lane.py)."""
+"""The gates on what the lane writes: those of the package, which other projects use too (harness/gates/training.py)."""
 
-from harness.gates.lane import *  # noqa: F403
+from harness.gates.training import *  # noqa: F403

@@ -14,7 +14,7 @@ import pytest
 from truth import Truth
 
 from harness.evidence import RunEvidence
-from harness.gates.lane import Measured
+from harness.gates.training import Measured
 
 pytestmark = pytest.mark.smoke
 

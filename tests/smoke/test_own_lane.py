@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.evidence import NotApplicable, RunEvidence
-from harness.gates.lane import Measured
+from harness.gates.training import Measured
 from harness.numerics.digest import file_sha256
 from harness.session.lane import lane_code
 

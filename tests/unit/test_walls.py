@@ -85,7 +85,7 @@ def test_every_part_of_the_house_has_its_walls() -> None:
         ("bootstrap/plan.py", "import numpy"),
         ("bootstrap/plan.py", "def later():\n    import numpy.linalg"),
         ("__main__.py", "def later():\n    import importlib\n    importlib.import_module('torch')"),
-        ("gates/lane.py", "from harness.lane import files"),
+        ("gates/training.py", "from harness.lane import files"),
         ("runs/process.py", "from importlib import import_module as load\nload('harness.lane')"),
         ("present/html.py", "from ..lane.settings import read_settings"),
         ("present/html.py", "from .. import pytest_plugin"),
