@@ -1,4 +1,4 @@
-"""What training costs at musicgen-small's true size, with made-up weights; docs/speed.md has results. Asserts no time.
+"""What training costs at musicgen-small's true size, with made-up weights. Asserts no time.
 
     pytest -m benchmark tests/benchmark/test_full_size.py
 

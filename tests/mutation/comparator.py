@@ -6,7 +6,7 @@
 SESSION is cosmic-ray's file of what was tried; a second call goes on where the first was stopped, and with --again
 tries once more what had survived. The modules are changed on disk while it runs, so run it in a clone. cosmic-ray
 makes the changes and keeps the results. Its own loop starts a Python for each change, and most of that time goes into
-importing torch; here each one is a fork. docs/comparator-mutants.md has the outcome.
+importing torch; here each one is a fork. docs/measurements/comparator-mutants.md has the outcome.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_every_gate_that_a_fault_names_is_there() -> None:
 
 def test_a_fault_is_caught_by_the_gate_that_it_names(tmp_path: Path) -> None:
     """One, from the lane to the line of the result. That every gate goes red is held by the tests of voice_lane;
-    of every fault docs/detection.md tells (marker `mutation`)."""
+    of every fault docs/measurements/detection.md tells (marker `mutation`)."""
     fault = next(fault for fault in faults() if fault.family == "objective")
     results = tmp_path / "results.jsonl"
     done = campaign(results, "--short", "--only", fault.name)

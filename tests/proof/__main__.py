@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 COMMANDS = {
-    "sensitivity": "how small a change is seen; docs/sensitivity.md",
-    "universality": "whether the digest holds however it is computed; docs/universality.md",
+    "sensitivity": "how small a change is seen; docs/measurements/sensitivity.md",
+    "universality": "whether the digest holds however it is computed; docs/measurements/universality.md",
     "mutation": "faults seeded in the lane, and which gates notice them",
     "false-alarms": "clean runs under all that must not matter",
-    "detection": "write docs/detection.md from what the last two have kept",
+    "detection": "write docs/measurements/detection.md from what the last two have kept",
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/detection.md from the kept results of the mutation campaign and of the search for false alarms."""
+"""Writes detection.md from the kept results of the mutation campaign and of the search for false alarms."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from proof import false_alarms, mutation, recordings
-from proof.copies import ROOT
+from proof.copies import MEASUREMENTS
 from proof.faults import FAMILIES, Fault, faults
 from proof.mutation import Trial, read_rows
 
-DOCUMENT = ROOT / "docs" / "detection.md"
+DOCUMENT = MEASUREMENTS / "detection.md"
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -125,7 +125,7 @@ def _clean(rows: Rows) -> Iterator[str]:
             alarm = "" if false_alarms.good(row) else " **alarm**"
             yield f"| {row['case']} | {row['passed']} of {row['gates']}{alarm} |"
     yield ""
-    emulated = [row for row in _json_lines(ROOT / "docs" / "universality.jsonl") if "emulated" in row["case"]]
+    emulated = [row for row in _json_lines(MEASUREMENTS / "universality.jsonl") if "emulated" in row["case"]]
     for row in emulated:
         yield f"{row['case']}: the comparison with the baseline says `{row['verdict']}` ([table](universality.md))."
     yield ""

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from proof import recordings
-from proof.copies import ROOT
+from proof.copies import MEASUREMENTS, ROOT
 from proof.judge import preload
 from proof.mutation import CODE, Campaign, Trial, code_digest, read_rows, say, write_rows
 
 from harness.numerics.processor import forced, lacking
 
-RESULTS = ROOT / "docs" / "false_alarms.jsonl"
+RESULTS = MEASUREMENTS / "false_alarms.jsonl"
 CHECKOUT = ("harness", "tests/smoke", "baselines", "data", "conftest.py", "pyproject.toml")
 LONG = "/".join(letter * 180 for letter in "abcd")
 # A caller's habits that must not reach the lane.
@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns 0 if no case raises an alarm, 1 otherwise."""
     parser = argparse.ArgumentParser(
         prog="python tests/proof false-alarms",
-        description="Run clean sessions of the gates under everything that must not matter; write docs/detection.md.",
+        description="Run clean sessions of the gates under everything that must not matter; write detection.md.",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="kept results (JSON lines)")
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="clean repeats (100)")

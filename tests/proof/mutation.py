@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from proof import recordings
-from proof.copies import ROOT
+from proof.copies import MEASUREMENTS, ROOT
 from proof.faults import Fault, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
 from support import voice
@@ -31,7 +31,7 @@ from support import voice
 from harness.numerics.processor import forced
 
 COLUMNS = ("universal", "float32")
-RESULTS = ROOT / "docs" / "detection.jsonl"
+RESULTS = MEASUREMENTS / "detection.jsonl"
 OTHER_CLASS = forced(aten="default")  # the class of the float32 recordings
 MESSAGE = 500  # characters of a gate's message that are kept
 CODE = ("harness/lane", "harness/numerics", "harness/gates", "tests/smoke")  # a kept result is of these files
@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> int:
     """The command; returns 0 if every fault is caught in every column and the unchanged lane passes, 1 otherwise."""
     parser = argparse.ArgumentParser(
         prog="python tests/proof mutation",
-        description="Seed every fault into a copy of the lane, see which gates notice it, and write docs/detection.md.",
+        description="Seed every fault into a copy of the lane, see which gates notice it, and write detection.md.",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="kept results (JSON lines)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="trials at once")

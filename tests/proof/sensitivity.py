@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proof.copies import ROOT, Edit, changed_copy
+from proof.copies import MEASUREMENTS, ROOT, Edit, changed_copy
 from proof.universality import FOREACH
 from support.voice import run_lane
 
@@ -25,7 +25,7 @@ from harness.baselines.second_leg import code_of
 from harness.evidence import RunEvidence, load_run
 from harness.numerics.processor import forced
 
-DOCUMENT = ROOT / "docs" / "sensitivity.md"
+DOCUMENT = MEASUREMENTS / "sensitivity.md"
 TRAINER = "harness/lane/trainer.py"
 RATE = "optimizer.lr = learning_rate(settings, step)"
 CODES = "        codes = tokens.codes[chunks].to(device)\n"
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command; returns 0 if every case in universal mode is as it must be, 1 otherwise."""
     parser = argparse.ArgumentParser(
         prog="python tests/proof sensitivity",
-        description="Run the lane with small changes, see which the comparison sees, and write docs/sensitivity.md.",
+        description="Run the lane with small changes, see which the comparison sees, and write sensitivity.md.",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT; writes nothing")
     options = parser.parse_args(list(arguments))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from proof.copies import ROOT, Edit, changed_copy
+from proof.copies import MEASUREMENTS, ROOT, Edit, changed_copy
 from support.voice import run_lane
 
 from harness.baselines.baseline import Store
@@ -30,7 +30,7 @@ from harness.evidence import RunEvidence, load_run
 from harness.numerics.processor import forced, lacking
 
 FOREACH = Edit("harness/lane/optimizer.py", "            fused=True,\n", "            foreach=True,\n")
-DOCUMENT = ROOT / "docs" / "universality.md"
+DOCUMENT = MEASUREMENTS / "universality.md"
 EMULATED = ("Haswell", "EPYC-Rome")
 EMULATORS = ("qemu-x86_64", "qemu-x86_64-static")
 NOT_RUN = "not run"
@@ -173,9 +173,9 @@ def main(arguments: list[str]) -> int:
     """The command; returns 0 if every case matches, 1 otherwise."""
     parser = argparse.ArgumentParser(
         prog="python tests/proof universality",
-        description="Run the shipped lane on every way to compute that can be had, and write docs/universality.md.",
+        description="Run the shipped lane on every way to compute that can be had, and write universality.md.",
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "universality.jsonl", help="kept results")
+    parser.add_argument("--results", type=Path, default=MEASUREMENTS / "universality.jsonl", help="kept results")
     parser.add_argument("--emulated", action="store_true", help="also emulated processors (qemu-user; minutes each)")
     parser.add_argument("--python", action="append", default=[], metavar="PYTHON", help="also in this environment")
     parser.add_argument("--again", action="store_true", help="forget the kept results of the cases that are run")

@@ -126,7 +126,7 @@ def test_universal_mode_holds_across_kernels_and_threads(
 ) -> None:
     """The float32 checkpoint is the same but for positions within the guard, whatever kernels computed it.
 
-    A short run; docs/universality.md has whole ones.
+    A short run; docs/measurements/universality.md has whole ones.
     """
     other = kernel_runs[number]
     if other is None:
