@@ -1,7 +1,7 @@
 """Reads audio files as a stream, and refuses a file that does not hold what it says it holds.
 
 A voice trained on a third of its recording is not that voice, so what was decoded is held against what the container
-itself promises (containers.py): its length, and the FLAC's MD5 of its samples.
+itself promises (containers/): its length, and the FLAC's MD5 of its samples.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ HOLES = {
 LONG = {
     "baselines/baseline.py",
     "baselines/compare.py",
-    "lane/containers.py",
     "present/html.py",
 }
 
