@@ -18,10 +18,11 @@ import pytest
 from harness.base.lock import Busy, Hold
 from harness.base.text import visible
 from harness.base.workers import one_at_a_time
-from harness.baselines.baseline import Baseline, Store
+from harness.baselines.baseline import Baseline
 from harness.baselines.record import refusal
 from harness.baselines.second_leg import remove_dead_worktrees
 from harness.baselines.snapshot import BaselineFactory, Gates, baseline_factory
+from harness.baselines.store import Store
 from harness.bootstrap.report import REPORT_SHOWN
 from harness.evidence import EvidenceError, NotApplicable, RunEvidence
 from harness.evidence.errors import mismatch

@@ -201,50 +201,6 @@ def _mend_line_endings(path: Path) -> str:
     return f'python3 -c "{code}" {shlex.quote(str(path.absolute()))}'
 
 
-@dataclass(frozen=True)
-class Store:
-    """The folder of baselines, `baselines/`."""
-
-    root: Path
-
-    def path_for(self, result: Result) -> Path:
-        """Where the baseline of a result with this key lies, whether or not it is there."""
-        return self.root / relative_path(result)
-
-    def get(self, result: Result) -> Baseline | None:
-        """The baseline with exactly this result's key; None where there is none. Raises BaselineError."""
-        path = self.path_for(result)
-        try:
-            baseline = load(path)
-        except FileNotFoundError:
-            return None
-        if baseline.result.key != result.key:
-            raise BaselineError(f"{path}: holds the baseline of another key than its name says")
-        return baseline
-
-    def paths(self) -> list[Path]:
-        """Every baseline file, sorted; the published references under `reference/` are none."""
-        return sorted(path for path in self.root.glob("*/*.json") if path.parent.name != "reference")
-
-    def read(self, result: Result) -> bytes | None:
-        """What lies where this result's baseline belongs, unread; None where there is nothing."""
-        try:
-            return self.path_for(result).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def all(self) -> tuple[list[Baseline], list[str]]:
-        """Every baseline that can be read, and a line for each file that cannot."""
-        baselines: list[Baseline] = []
-        broken: list[str] = []
-        for path in self.paths():
-            try:
-                baselines.append(load(path))
-            except (BaselineError, OSError) as error:
-                broken.append(str(error))
-        return baselines, broken
-
-
 CURVE_COLUMNS = "step chunks batch loss loss_by_codebook valid sanitized grad param"
 
 

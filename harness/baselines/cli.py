@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.project import default_baselines
-from harness.baselines.baseline import Baseline, BaselineError, Store, load
+from harness.baselines.baseline import Baseline, BaselineError, load
 from harness.baselines.result import shown
+from harness.baselines.store import Store
 
 REFERENCE_SCHEMA = "lane_reference/1"
 _REFERENCE_LIMIT = 1 << 20

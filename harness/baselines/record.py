@@ -11,11 +11,12 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, Store, dump
+from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, dump
 from harness.baselines.compare import BITS, compare_result, exact_rule, tolerance_for
 from harness.baselines.differences import first_divergence, rows, table, walk
 from harness.baselines.guard import GUARD, MEASURED_DRIFT, guarded_positions
 from harness.baselines.result import EXTERNAL, UNIVERSAL, Result, result_of_run
+from harness.baselines.store import Store
 from harness.evidence import EvidenceError, RunEvidence
 from harness.numerics.digest import tensor_digest
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.baselines.baseline import Baseline, Code
-from harness.baselines.compare import SecondLegUnavailable
+from harness.baselines.verdict import SecondLegUnavailable
 from harness.evidence import RunEvidence
 from harness.numerics.digest import blob_name, code_digest
 

@@ -27,10 +27,12 @@ from syrupy.extensions.base import AbstractSyrupyExtension
 from syrupy.location import PyTestLocation
 
 from harness.base.workers import one_at_a_time
-from harness.baselines.baseline import Baseline, BaselineError, Code, Store
-from harness.baselines.compare import GATES_COMMAND, Verdict, compare, judge
+from harness.baselines.baseline import Baseline, BaselineError, Code
+from harness.baselines.compare import compare, judge
 from harness.baselines.record import RecordRefused, is_current, record, refusal, unused_baselines
 from harness.baselines.result import PARTS, result_of_run, shown
+from harness.baselines.store import Store
+from harness.baselines.verdict import GATES_COMMAND, Verdict
 from harness.evidence import EvidenceError, RunEvidence
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.baselines.baseline import Store
+from harness.baselines.store import Store
 from harness.evidence import Checkpoint, EvidenceError, parse_json, read_checkpoint
 from harness.evidence.errors import one_line
 from harness.evidence.strict import read_bytes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline
-from harness.baselines.compare import SecondLegUnavailable
 from harness.baselines.second_leg import run_second_leg
+from harness.baselines.verdict import SecondLegUnavailable
 from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
 from harness.evidence.data import audio_files
 from harness.evidence.errors import mismatch

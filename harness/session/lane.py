@@ -11,8 +11,8 @@ import pytest
 
 from harness.base.lock import Hold
 from harness.baselines.baseline import Code
-from harness.baselines.compare import GATES_COMMAND
 from harness.baselines.second_leg import code_of
+from harness.baselines.verdict import GATES_COMMAND
 from harness.bootstrap.report import REPORT_SHOWN
 from harness.evidence import EvidenceError
 from harness.present.facts import load_here

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from smoke_session import smoke
 
-from harness.baselines.baseline import Store
-from harness.baselines.compare import Verdict, judge
+from harness.baselines.compare import judge
 from harness.baselines.explain import main as explain
 from harness.baselines.second_leg import code_of
+from harness.baselines.store import Store
+from harness.baselines.verdict import Verdict
 from harness.evidence import load_run
 from harness.runs.footprint import Footprint
 from harness.runs.further import FurtherRuns

@@ -106,9 +106,9 @@ class Campaign:
         return {**self.settings[data], "LANE_NUMERICS": mode}
 
     def _record(self, column: str, data: str) -> None:
-        from harness.baselines.baseline import Store
         from harness.baselines.record import record
         from harness.baselines.second_leg import code_of
+        from harness.baselines.store import Store
         from harness.evidence import load_run
 
         settings = self.settings_of(column, data) | (OTHER_CLASS if column == "float32" else {})

@@ -18,10 +18,12 @@ from proof.copies import MEASUREMENTS, ROOT, Edit, changed_copy
 from proof.universality import FOREACH
 from support.voice import run_lane
 
-from harness.baselines.baseline import Code, Store
-from harness.baselines.compare import Verdict, compare
+from harness.baselines.baseline import Code
+from harness.baselines.compare import compare
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of
+from harness.baselines.store import Store
+from harness.baselines.verdict import Verdict
 from harness.evidence import RunEvidence, load_run
 from harness.numerics.processor import forced
 

@@ -22,10 +22,10 @@ import numpy as np
 from proof.copies import MEASUREMENTS, ROOT, Edit, changed_copy
 from support.voice import run_lane
 
-from harness.baselines.baseline import Store
 from harness.baselines.compare import compare
 from harness.baselines.guard import GUARD
 from harness.baselines.second_leg import code_of
+from harness.baselines.store import Store
 from harness.evidence import RunEvidence, load_run
 from harness.numerics.processor import forced, lacking
 

@@ -12,10 +12,11 @@ import pytest
 from toy_lane import Toy
 
 from harness.base.project import default_baselines
-from harness.baselines.baseline import Code, Provenance, Store, dump
+from harness.baselines.baseline import Code, Provenance, dump
 from harness.baselines.cli import main
 from harness.baselines.record import baseline_of
 from harness.baselines.result import EXTERNAL, Result, result_of_run
+from harness.baselines.store import Store
 
 PROVENANCE = Provenance("2026-01-01T00:00:00+00:00", "for a test", Code("a" * 40, False, "1" * 64))
 LIMIT = 1 << 20  # bytes of a published reference

@@ -20,13 +20,13 @@ from harness.baselines.baseline import (
     BaselineError,
     Code,
     Provenance,
-    Store,
     Tolerance,
     dump,
     load,
 )
 from harness.baselines.record import baseline_of
 from harness.baselines.result import EXTERNAL, Result, result_of_run
+from harness.baselines.store import Store
 
 CODE = Code("a" * 40, False, "1" * 64)
 

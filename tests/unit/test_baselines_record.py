@@ -16,10 +16,11 @@ import pytest
 from toy_lane import Toy
 
 from harness.baselines import record as record_module
-from harness.baselines.baseline import SIZE_LIMIT, BaselineError, Code, Provenance, Store, dump, load
+from harness.baselines.baseline import SIZE_LIMIT, BaselineError, Code, Provenance, dump, load
 from harness.baselines.compare import compare
 from harness.baselines.record import RecordRefused, record, refusal, unused_baselines
 from harness.baselines.result import EXTERNAL
+from harness.baselines.store import Store
 from harness.evidence import RunEvidence, load_run
 
 CODE = Code("a" * 40, False, "1" * 64)

@@ -15,10 +15,12 @@ from toy_lane import Toy, edit_steps
 
 from harness.baselines import compare as compare_module
 from harness.baselines import differences
-from harness.baselines.baseline import Baseline, Code, Store, dump, load
-from harness.baselines.compare import SecondLegUnavailable, Verdict, compare, judge
+from harness.baselines.baseline import Baseline, Code, dump, load
+from harness.baselines.compare import compare, judge
 from harness.baselines.record import record
 from harness.baselines.result import PARTS
+from harness.baselines.store import Store
+from harness.baselines.verdict import SecondLegUnavailable, Verdict
 from harness.evidence import EvidenceError, RunEvidence, load_run
 
 CODE = Code("a" * 40, False, "1" * 64)

@@ -24,7 +24,8 @@ import itertools, json, os
 from pathlib import Path
 import pytest
 from toy_lane import Toy
-from harness.baselines.baseline import Code, Store
+from harness.baselines.baseline import Code
+from harness.baselines.store import Store
 from harness.baselines.snapshot import Gates, baseline_factory
 
 ROOT = Path(__file__).parent

@@ -19,10 +19,11 @@ from run_directory import edit_json
 from toy_lane import Toy, edit_steps
 
 from harness.baselines import explain as explain_module
-from harness.baselines.baseline import Code, Store
+from harness.baselines.baseline import Code
 from harness.baselines.checkpoints import compare_tensors, in_memory
 from harness.baselines.explain import explain, main
 from harness.baselines.record import record
+from harness.baselines.store import Store
 from harness.evidence import EvidenceError, RunEvidence
 
 TOY = Toy()

@@ -13,10 +13,11 @@ import pytest
 from toy_lane import Toy
 
 from harness.baselines import snapshot as snapshot_module
-from harness.baselines.baseline import Code, Store
+from harness.baselines.baseline import Code
 from harness.baselines.record import RecordRefused, record
 from harness.baselines.result import EXTERNAL, PARTS, Result, result_of_run
 from harness.baselines.snapshot import Gates
+from harness.baselines.store import Store
 from harness.evidence import RunEvidence
 
 CODE = Code("a" * 40, False, "1" * 64)

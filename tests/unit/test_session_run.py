@@ -18,9 +18,10 @@ from smoke_session import ROOT, smoke, voice_table
 from toy_lane import Toy
 
 from harness.baselines import explain
-from harness.baselines.baseline import Code, Store
+from harness.baselines.baseline import Code
 from harness.baselines.record import record
 from harness.baselines.snapshot import Gates
+from harness.baselines.store import Store
 from harness.bootstrap.command_line import COMMANDS
 from harness.evidence import load_run
 from harness.session.options import OPTIONS, joined

@@ -14,10 +14,12 @@ import pytest
 import soundfile
 import voice
 
-from harness.baselines.baseline import Baseline, Store
-from harness.baselines.compare import Verdict, judge
+from harness.baselines.baseline import Baseline
+from harness.baselines.compare import judge
 from harness.baselines.record import record
 from harness.baselines.second_leg import code_of, run_second_leg
+from harness.baselines.store import Store
+from harness.baselines.verdict import Verdict
 from harness.evidence import RunEvidence, load_run
 from harness.numerics.processor import forced, lacking
 from harness.runs.run import LaneRun
