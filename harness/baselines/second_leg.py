@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.base.git import GitFailed, git
 from harness.baselines.baseline import Baseline, Code
 from harness.baselines.verdict import SecondLegUnavailable
 from harness.evidence import RunEvidence
@@ -117,7 +117,8 @@ def worktree(repository: Path, commit: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            _git(repository, "worktree", "remove", "--force", "--force", str(folder), check=False)
+            with contextlib.suppress(SecondLegUnavailable):
+                _git(repository, "worktree", "remove", "--force", "--force", str(folder))
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 
@@ -129,7 +130,7 @@ def remove_dead_worktrees(repository: Path) -> None:
         with contextlib.suppress(OSError, SecondLegUnavailable):
             if pid.isdigit() and parent.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
                 shutil.rmtree(parent)
-                _git(repository, "worktree", "prune", check=False)
+                _git(repository, "worktree", "prune")
 
 
 def _is_alive(pid: int) -> bool:
@@ -168,21 +169,9 @@ def _blob(file: Path) -> str:
     return blob_name(str(file.readlink()).encode() if file.is_symlink() else file.read_bytes())
 
 
-def _git(repository: Path, *arguments: str, check: bool = True) -> str:
-    # A hook or another git command may have set GIT_DIR, GIT_INDEX_FILE and others, which name the user's checkout.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+def _git(repository: Path, *words: str) -> str:
+    """git's output, with paths taken as they are. Raises SecondLegUnavailable."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(repository), *arguments],
-            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"},
-            capture_output=True,
-            errors="replace",
-            timeout=120,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SecondLegUnavailable(f"git cannot be run: {error}") from None
-    if check and done.returncode != 0:
-        reason = done.stderr.strip().splitlines() or ["no message"]
-        raise SecondLegUnavailable(f"git {arguments[0]} failed: {reason[-1][:200]}")
-    return done.stdout
+        return git(repository, "--literal-pathspecs", *words)
+    except GitFailed as error:
+        raise SecondLegUnavailable(str(error)) from None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
 
+from harness.base.git import GitFailed, git
 from harness.base.project import HOME, checkout_here, first_on_path, project_folder
 from harness.bootstrap.errors import SetupError
 from harness.bootstrap.git_sync import check_expected_head
@@ -261,10 +262,9 @@ def _git(root: Path, settings: SetupSettings) -> Finding:
     if head == "none":
         return Finding("git head", "no git commit here; reports will not name one")
     text = head
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        words = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
-        done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=20)
-        text += ", with uncommitted changes" if done.stdout.strip() else ", clean"
+    with contextlib.suppress(GitFailed):
+        changed = git(root, "status", "--porcelain", "--untracked-files=no", timeout_s=20.0).strip()
+        text += ", with uncommitted changes" if changed else ", clean"
     try:
         if settings.expected_head:
             check_expected_head(root, settings.expected_head)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-# The format is the lane's; these two modules of it are standard library only as well.
 from harness.base.files import atomic_write, holds_run, write_json
+
+# The format is the lane's; these two modules of it are standard library only as well.
+from harness.base.git import GitFailed, git
 from harness.base.report import render_report
 from harness.bootstrap.errors import SetupError
 
@@ -33,12 +34,9 @@ def is_kept(root: Path, environ: dict[str, str]) -> bool:
 def head_commit(root: Path) -> str:
     """The full hash of HEAD, or "none" outside of git."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return git(root, "rev-parse", "--verify", "HEAD", timeout_s=10.0).strip()
+    except GitFailed:
         return "none"
-    return done.stdout.strip() if done.returncode == 0 else "none"
 
 
 def root_cause(error: SetupError) -> str:

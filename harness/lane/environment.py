@@ -7,13 +7,13 @@ import functools
 import os
 import platform
 import resource
-import subprocess
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.base.git import GitFailed, git
 from harness.lane.settings import REPOSITORY, Settings
 from harness.numerics.digest import blob_name, code_digest
 from harness.numerics.modes import PIN_NAMES
@@ -35,13 +35,11 @@ def head_commit() -> str:
     Without git's optional locks: a run that is killed here would leave ``index.lock`` in the user's repository. (The
     one of ``git describe --dirty`` is not optional.)
     """
-    command = ["git", "-C", str(REPOSITORY), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, MemoryError, subprocess.SubprocessError):
+        status = git(REPOSITORY, "status", "--porcelain=v2", "--branch", "--untracked-files=no", timeout_s=10.0)
+    except (GitFailed, MemoryError):
         return "unknown"
-    lines = done.stdout.splitlines()
+    lines = status.splitlines()
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
     dirty = any(not line.startswith("# ") for line in lines)
     return "unknown" if commit == "(initial)" else commit + "-dirty" * dirty

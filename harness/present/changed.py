@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from harness.base.git import GitFailed, git
 from harness.base.project import is_checkout, project_folder
 from harness.present.text import code, count, show, table
 
@@ -209,7 +209,7 @@ def changed_place(base: str, root: Path | None = None) -> Place | None:
 
 def _changed_lines(merge_base: str, path: str, root: Path) -> list[int]:
     """The first line of each changed place of a file; 1 for a file that git does not know yet."""
-    hunks = git(root, "diff", "--unified=0", "--no-ext-diff", "--no-color", merge_base, "--", path)
+    hunks = ask_git(root, "diff", "--unified=0", "--no-ext-diff", "--no-color", merge_base, "--", path)
     starts = re.findall(r"^@@ -\S+ \+(\d+)", hunks, re.MULTILINE)
     return [max(1, int(start)) for start in starts] or [1]
 
@@ -259,43 +259,32 @@ def markdown(decision: Decision) -> str:
     return "\n".join(lines)
 
 
-def git(root: Path, *words: str) -> str:
+def ask_git(root: Path, *words: str) -> str:
     """Git's output. Raises Undecided with its last words."""
-    # A hook sets GIT_DIR and others, which name another checkout.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words],
-            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=120,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Undecided(f"git cannot be run ({error})", "install git, and run this in the checkout") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise Undecided(f"git {words[0]}: {show(said[-1])}", "git status")
-    return done.stdout.decode("utf-8", "surrogateescape")
+        return git(root, *words)
+    except GitFailed as error:
+        next_command = "install git, and run this in the checkout" if "cannot be run" in str(error) else "git status"
+        raise Undecided(show(str(error)), next_command) from None
 
 
 def _merge_base(base: str, root: Path) -> str:
     try:
-        git(root, "rev-parse", "--git-dir")
+        ask_git(root, "rev-parse", "--git-dir")
     except Undecided as error:
         raise Undecided(f"{root} is no git repository that can be read ({error})", "git clone the project") from None
     if not base.strip("0 "):
         raise Undecided("no base was given (the first push of a branch has none)", "name one: --base origin/main")
-    shallow = git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
+    shallow = ask_git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
     whole_history = "git fetch --unshallow (in a workflow: actions/checkout with fetch-depth: 0)"
     try:
-        commit = git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").strip()
+        commit = ask_git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").strip()
     except Undecided:
         hint = whole_history if shallow else "git fetch origin, or name another: --base origin/main"
         where = "this shallow clone" if shallow else "this repository"
         raise Undecided(f"{show(base, 80)!r} is no commit that {where} has", hint) from None
     try:
-        return git(root, "merge-base", commit, "HEAD").strip()
+        return ask_git(root, "merge-base", commit, "HEAD").strip()
     except Undecided:
         hint = whole_history if shallow else "name a base that shares history with HEAD"
         cause = "this clone is shallow" if shallow else "they have no common history"
@@ -304,17 +293,14 @@ def _merge_base(base: str, root: Path) -> str:
 
 def _changed_files(merge_base: str, root: Path) -> tuple[ChangedFile, ...]:
     # Without renames, a file that moved out of the lane is one that was removed from it.
-    fields = git(root, "diff", "--name-status", "--no-renames", "--no-relative", "-z", merge_base, "--").split("\0")[
-        :-1
-    ]
+    changed = ask_git(root, "diff", "--name-status", "--no-renames", "--no-relative", "-z", merge_base, "--")
+    fields = changed.split("\0")[:-1]
     status = dict(zip(fields[1::2], fields[::2], strict=True))
-    untracked = git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/").split("\0")[
-        :-1
-    ]
-    status |= dict.fromkeys(untracked, "A")
+    untracked = ask_git(root, "ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/")
+    status |= dict.fromkeys(untracked.split("\0")[:-1], "A")
     words = {"A": "added", "D": "removed"}
     # Git names files from its top; the project may be a folder below it.
-    below = git(root, "rev-parse", "--show-prefix").rstrip("\n") or "."
+    below = ask_git(root, "rev-parse", "--show-prefix").rstrip("\n") or "."
     status = {os.path.relpath(path, below): how for path, how in status.items()}
     rules = rules_of(root)
     files = []

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.git import GitFailed, git
 from harness.base.project import default_run_dir, project_folder
-from harness.present.changed import Decision, Undecided, decide, git, markdown
+from harness.present.changed import Decision, decide, markdown
 from harness.present.gates import (
     IDLE,
     NOT_APPLICABLE,
@@ -254,7 +255,7 @@ def _read(path: Path) -> str:
 def _at(commit: str, path: str, root: Path) -> str:
     try:
         return git(root, "show", f"{commit}:./{path}")
-    except Undecided:
+    except GitFailed:
         return ""
 
 

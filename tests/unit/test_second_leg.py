@@ -169,7 +169,7 @@ def test_a_git_that_cannot_be_run_or_hangs_is_said(
     def fails(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(second_leg.subprocess, "run", fails)
+    monkeypatch.setattr("harness.base.git.subprocess.run", fails)
     code = code_of(repository)
     assert (code.commit, code.dirty, code.digest) == ("unknown", True, baseline.provenance.code.digest)
     with pytest.raises(SecondLegUnavailable, match="git cannot be run"):

@@ -24,7 +24,7 @@ PARTS = {
     "runs": ("base baselines evidence numerics", "msgspec numpy soundfile"),
     "session": ("base baselines bootstrap.report evidence present runs", "pytest"),
     "evidence": ("base numerics", "msgspec numpy torch"),
-    "baselines": ("base.project base.workers evidence numerics", "msgspec numpy pytest syrupy"),
+    "baselines": ("base.git base.project base.workers evidence numerics", "msgspec numpy pytest syrupy"),
     "gates": ("baselines evidence numerics", "numpy pytest"),
     "present": ("base baselines evidence", "audiocraft msgspec numpy pytest soundfile torch"),
     "promotion": ("base.project baselines evidence numerics", "msgspec numpy"),
