@@ -5,6 +5,7 @@ Nothing is written, and nothing of an earlier run is removed yet: a mistyped pat
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -76,9 +77,24 @@ def check_processor(settings: Settings) -> None:
     raise LaneError("preflight", "processor_lacks_kernels", absent, action)
 
 
+def audio_in(paths: list[Path]) -> tuple[float, int]:
+    """(Seconds, bytes as 16-bit PCM) of recordings by their headers; of what has none that is understood, nothing."""
+    import soundfile
+
+    seconds, size = 0.0, 0
+    for path in paths:
+        with contextlib.suppress(soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
+            header = soundfile.info(os.fspath(path))
+            seconds += header.duration
+            size += header.frames * header.channels * 2
+    return seconds, size
+
+
 def check_narration(settings: Settings) -> AudioFacts:
-    """Check AUDIO_PATH: a regular file of more than 5,000,000 bytes, no LFS pointer, decodable to its end, finite, not
-    silent, longer than one chunk. Returns what one pass over it found; raises LaneError (step ``preflight``)."""
+    """Check AUDIO_PATH: a regular file, no LFS pointer, decodable to its end, finite, not silent, longer than a chunk.
+
+    It has more than 5,000,000 bytes, or all recordings together have as 16-bit PCM. Returns what one pass over it
+    found; raises LaneError (step ``preflight``)."""
     path = settings.audio_path
     size = check_regular_file(path)
     if is_lfs_pointer(path):
@@ -86,12 +102,17 @@ def check_narration(settings: Settings) -> AudioFacts:
             path, "audio_is_lfs_pointer", f"is a git-LFS pointer of {size} bytes, not the audio", "git lfs pull"
         )
     if size <= MINIMUM_BYTES:
-        raise bad_audio(
-            path,
-            "audio_too_small",
-            f"is {size:,} bytes; a narration must be larger than {MINIMUM_BYTES:,}",
-            "use a longer recording (about 3 minutes of 16-bit FLAC)",
-        )
+        seconds, as_pcm = audio_in(find_audio(settings))
+        if as_pcm <= MINIMUM_BYTES:
+            found = f"is {size:,} bytes"
+            if as_pcm:
+                found += f"; all recordings together last {seconds:.0f} s, {as_pcm:,} bytes as 16-bit PCM"
+            raise bad_audio(
+                path,
+                "audio_too_small",
+                f"{found}; there must be more than {MINIMUM_BYTES:,}",
+                "use a longer recording, or a folder of more of them in KNOWLEDGE_SOURCE_DIR (about 3 minutes in all)",
+            )
     facts = inspect_audio(path)
     if facts.seconds <= settings.chunk_seconds:
         raise bad_audio(

@@ -163,8 +163,8 @@ class Settings:
                                     "1: leave bad audio files out and say so; 0: a bad file stops the run")
     run_id: str = _setting("LANE_RUN_ID", _utf8, "a fresh one", "identifier written into every file of the run")
     audio_path: Path = _setting("AUDIO_PATH", _path, "{checkout}/data/knowledge_audio_source/auntie_dottie.flac",
-                                "the narration; larger than 5,000,000 bytes. Of a KNOWLEDGE_SOURCE_DIR alone: the "
-                                "largest recording in it")
+                                "the narration; more than 5,000,000 bytes, or all recordings together as 16-bit PCM. "
+                                "Of a KNOWLEDGE_SOURCE_DIR alone: the largest recording in it")
     source_dir: Path | None = _setting("KNOWLEDGE_SOURCE_DIR", _path, "{checkout}/data/knowledge_audio_source",
         "every recording under it is used, by content; where only AUDIO_PATH is set, that file alone")
     audio_dir: Path = _setting("KNOWLEDGE_AUDIO_DIR", _path, "{run_dir}/knowledge_audio", "where the audio is staged")

@@ -774,3 +774,25 @@ def test_a_model_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> No
 if __name__ == "__main__":  # the table of docs/safety.md
     sys.stdout.write("| input | refused as |\n|---|---|\n")
     sys.stdout.writelines(f"| {case.what} | `{case.code}` |\n" for case in CASES)
+
+
+def test_a_folder_of_clips_counts_as_a_whole(tmp_path: Path) -> None:
+    """Each is small; together they are enough. KNOWLEDGE_SOURCE_DIR alone says where they are."""
+    import soundfile
+
+    from harness.lane.settings import REPOSITORY
+
+    narration = REPOSITORY / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
+    samples, rate = soundfile.read(narration, dtype="int16", frames=96 * 32_000)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(2):
+        soundfile.write(clips / f"{number}.flac", samples[number * 48 * rate : (number + 1) * 48 * rate], rate)
+    assert max(path.stat().st_size for path in clips.iterdir()) < 5_000_000
+    settings = {"KNOWLEDGE_SOURCE_DIR": str(clips), "RUN_TRAIN": "0"}
+    ended = lane_child.run(tmp_path / "run", settings)
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.report["manifest_entry_count"] == "2" and ended.report["audio_path"].startswith(str(clips))
+    (clips / "1.flac").unlink()
+    ended = lane_child.run(tmp_path / "run2", settings)
+    lane_child.assert_refused(ended, "audio_too_small", "last 48 s", "3,072,000 bytes as 16-bit PCM")
