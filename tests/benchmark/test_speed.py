@@ -69,6 +69,7 @@ def test_price_of_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     def once() -> float:
         adapters = make_adapters(model.lm.dim, 0, dtype=dtype, device="cpu")
+        settings.trace_path.unlink(missing_ok=True)
         trace = Trace(settings)
         started = time.process_time()
         trainer.train(settings, model, adapters, tokens, trace, lambda *_: None)
