@@ -116,6 +116,7 @@ def test_every_command_works_without_a_checkout_and_writes_beside_no_package(pyt
         ("doctor",): (0, "mine: runs"),
         ("listen", run): (1, "report.html"),  # there is nothing to hear of this lane
         ("changed", "--base", "HEAD"): (0, "lane changed: yes"),
+        ("generate", "--checkpoint", "gone.pt", "--out", "voice.wav"): (1, "gone.pt: found no such file"),
         ("promotion-check", "."): (1, "bundle_missing"),
         ("run",): (11, "pytest -m smoke"),
         ("test",): (11, "pytest -m smoke"),
