@@ -114,6 +114,8 @@ def lane_process(
             pytest.fail(why, pytrace=False)  # pytest-xdist takes a worker that ends the session for one that broke
         pytest.exit(why, returncode=pytest.ExitCode.USAGE_ERROR)
     remove_dead_worktrees(config.rootpath)
+    if not config.getoption("--lane-evidence"):
+        _lane(config)
     run_dir = run_directory(config)
     worker = getattr(config, "workerinput", None)
 

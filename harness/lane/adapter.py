@@ -82,7 +82,7 @@ def attach(lm: Any, adapters: nn.ModuleList, watch: Callable[[str, Tensor], None
         x = embedded.to(next(adapters.parameters()).dtype)
         in_parts = getattr(module, "_is_streaming", False)
         for index, adapter in enumerate(adapters):
-            x = _streamed(adapter, x, module, f"adapter_{index}") if in_parts else adapter(x)
+            x = _streamed(adapter, x, module, f"adapter_{id(adapters)}_{index}") if in_parts else adapter(x)
         watch("the adapters' output", x)
         return (x.to(embedded.dtype), *arguments[1:])
 

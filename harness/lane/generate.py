@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import show
+from harness.base.files import atomic_write, show
 from harness.lane.settings import SHIPPED_MODEL, VARIABLES
 
 TOY = "the shipped model is a toy of 1.1M parameters, and its voice buzzes"
@@ -101,12 +101,10 @@ def sampled(model: Any, prompt: str, seconds: float) -> Any:
 
 
 def write_wav(path: Path, wave: Any, rate: int) -> None:
-    """Write 16-bit samples, whole or not at all; what is louder than full scale is clipped. Raises OSError."""
+    """Write 16-bit samples, whole or not at all, and over nobody's file; what is louder than full scale is clipped.
+    Raises OSError."""
     import soundfile
 
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("xb") as file:
-        file.write(buffer.getvalue())
-    unfinished.replace(path)
+    atomic_write(path, buffer.getvalue())

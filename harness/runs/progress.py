@@ -21,7 +21,7 @@ class Progress:
         if word == "STEP":
             self._steps = True
             self._say(f"lane: {rest}")
-        elif not self._steps and word not in _TOLD:
+        elif not self._steps:
             if line.strip() and time.monotonic() - self._last >= 0.25:
                 self._last = time.monotonic()
                 self._say(f"lane: {line[:200]}")

@@ -37,6 +37,7 @@ from harness.runs.table import Lane
 from harness.runs.unended import NOT_ITS_TO_USE, Word, now, own_status
 
 EARLY_S = 10.0  # a lane in its own place ends itself at its time limit; where it does not, it is ended so much later
+REPORT_LINES = 1000  # of a report in the output that are kept
 NO_DATA: dict[str, Any] = {"digest": None, "files": 0, "problems": [], "source": "none"}
 
 
@@ -142,7 +143,7 @@ class LaneRun:
     def _hear(self, line: str) -> None:
         if line.rstrip() == self.lane.report.begin:
             self._printed = [line.rstrip()]
-        elif self._printed and ": " in line:
+        elif self._printed and ": " in line and len(self._printed) < REPORT_LINES:
             self._printed.append(line)
         self._on_line(line)
 

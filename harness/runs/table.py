@@ -145,13 +145,24 @@ class Lane:
         return AudioTable(path=audio) if isinstance(audio, str) else audio
 
     def fill(self, text: str, words: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> str:
-        """A text of the table with its variables and words (`{python}`, …) filled in."""
+        """A text of the table with its variables and words (`{python}`, …) filled in. What is filled in stays as it is,
+        whatever braces it has."""
+        known = {"{root}": str(self.root), "{here}": str(Path.cwd()), **words}
+        kept: list[str] = []
+
+        def keep(value: str) -> str:
+            kept.append(value)
+            return f"\0{len(kept) - 1}\0"
+
+        def variable(found: re.Match[str]) -> str:
+            value = environ.get(found[1])
+            return keep(value) if value else found[2] or ""
+
         more = 1
         while more:  # an inner one first
-            text, more = _VARIABLE.subn(lambda found: environ.get(found[1]) or found[2] or "", text)
-        for word, value in {"{root}": str(self.root), "{here}": str(Path.cwd()), **words}.items():
-            text = text.replace(word, value)
-        return text
+            text, more = _VARIABLE.subn(variable, text)
+        text = re.sub("|".join(map(re.escape, known)), lambda found: keep(known[found[0]]), text)
+        return re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+from harness.base.text import printable, visible
 from harness.runs.table import LaneTableError
 from harness.session.lane import lane_code, most_runs, session_lane
 
@@ -15,7 +16,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     try:
         lane = session_lane(config)
     except LaneTableError as error:
-        return [f"lane: {error}"]
+        return [visible(printable(f"lane: {error}"))]
     if lane is None:
         return []
     code = lane_code(config)
@@ -29,7 +30,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if not config.getoption("--lane-evidence"):
         most = most_runs(config, lane) or (4 if lane.audio else 2)
         lines.append(f"lane: the gates run it {'once' if most == 1 else f'up to {most} times'} (--lane-runs)")
-    return lines
+    return [visible(printable(line)) for line in lines]
 
 
 def _is_here(package: str) -> bool:

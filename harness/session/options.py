@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 from collections.abc import Generator, Sequence
@@ -51,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 99:
-        raise ValueError(f"--lane-runs: found {text!r}, expected a whole number from 1")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 to 99")
     return int(text)
 
 

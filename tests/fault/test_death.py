@@ -18,6 +18,8 @@ import pytest
 import voice
 from waiting import until
 
+from harness.evidence import load_run
+
 pytestmark = pytest.mark.fault
 
 FEW = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "40", "LANE_BATCH": "2"}
@@ -368,10 +370,7 @@ def test_status_of_another_run_is_told(tmp_path: Path) -> None:
     program = """
 import json, os, sys, pathlib
 status = {"schema": "train_status/1", "lane": "experimental", "run_id": "an-older-one"}
-status |= {"promotable": False, "status": "completed", "first_failed_step": "none", "root_cause": "none"}
-status |= {"next_unblock_action": "none", "settings": {}, "started_at": None, "finished_at": None, "steps_done": 2}
-status |= dict.fromkeys(("loss", "loss_first", "steps_total", "sanitized_logits", "checkpoint_path"))
-status |= dict.fromkeys(("checkpoint_sha256", "checkpoint_tensor_digest"))
+status |= {"status": "completed", "root_cause": "none"}
 pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(json.dumps(status))
 """
     tmp_path.joinpath("run").mkdir()
@@ -381,3 +380,16 @@ pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(json.du
     assert ended.exit_code == 0 and status["status"] == "failed" and status["run_id"] == ended.run_id
     cause = f"its status is that of run an-older-one, and not of {ended.run_id}"
     assert status["root_cause"].startswith("status_of_another_run: ") and cause in status["root_cause"]
+
+
+def test_a_status_that_is_wrong_in_its_fields_is_still_the_lanes_own(tmp_path: Path) -> None:
+    """A bare NaN: the gates say what is wrong with it, and nobody writes another one over it."""
+    program = """
+import os, pathlib
+own = '{"run_id": "%s", "status": "completed", "root_cause": "none", "loss": NaN}' % os.environ["LANE_RUN_ID"]
+pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(own)
+"""
+    tmp_path.joinpath("run").mkdir()
+    voice.start(tmp_path / "run", python=(sys.executable, "-c", program)).wait()
+    assert "NaN" in (tmp_path / "run" / "train_status.json").read_text()
+    assert "NaN" in str(load_run(tmp_path / "run").failure())

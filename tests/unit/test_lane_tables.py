@@ -110,6 +110,10 @@ def test_variables_and_words_are_filled_in(tmp_path: Path, monkeypatch: pytest.M
     assert lane.fill("${A:-${B:-{run_dir}/x}}/y", words, {"B": "b"}) == "b/y"
     assert lane.fill("${A:-${B:-{run_dir}/x}}/y", words, {"A": "a", "B": "b"}) == "a/y"
     assert lane.fill("${A}$A{B}", words, {"A": ""}) == "$A{B}", "what is neither is left as it is"
+    odd = {"A": "/{run_dir}/${B:-x}", "B": "b"}
+    assert lane.fill("${A}|{run_dir}", {"{run_dir}": "/{root}"}, odd) == "/{run_dir}/${B:-x}|/{root}", (
+        "nor what is put in"
+    )
     limits = [lane.time_limit({}), lane.time_limit({"LIMIT": "5"}), lane.time_limit({"LIMIT": "soon"})]
     assert limits == [30, 5, 30], "what is not understood the lane itself refuses"
     monkeypatch.delenv("RUNS", raising=False)

@@ -103,6 +103,25 @@ def test_a_stream_gives_the_logits_of_the_whole(model: Any, checkpoint: Path) ->
         assert torch.equal(lm(codes, [], conditions), plain), "taken off, it leaves the model as it was"
 
 
+def test_two_voices_at_once_stream_as_they_are_whole(model: Any, checkpoint: Path) -> None:
+    """Each keeps its own past."""
+    import torch
+
+    from harness.lane.model import condition_tensors
+    from harness.lane.voice import attach_voice
+
+    codes = torch.randint(0, model.lm.card, (1, model.lm.num_codebooks, 9), generator=torch.Generator().manual_seed(3))
+    conditions = condition_tensors(model, "a voice", 1)
+    voices = [attach_voice(model, checkpoint), attach_voice(model, checkpoint)]
+    with torch.no_grad():
+        whole = model.lm(codes, [], conditions)
+        with model.lm.streaming():
+            pieces = [model.lm(codes[..., n : n + 1], [], conditions) for n in range(9)]
+    for one in voices:
+        one.remove()
+    assert float((torch.cat(pieces, dim=2) - whole).abs().max()) <= 1e-12 * float(whole.abs().max())
+
+
 def test_another_model_and_what_is_no_checkpoint_are_refused(model: Any, checkpoint: Path, tmp_path: Path) -> None:
     import torch
 
