@@ -386,7 +386,8 @@ def test_a_status_that_is_wrong_in_its_fields_is_still_the_lanes_own(tmp_path: P
     """A bare NaN: the gates say what is wrong with it, and nobody writes another one over it."""
     program = """
 import os, pathlib
-own = '{"run_id": "%s", "status": "completed", "root_cause": "none", "loss": NaN}' % os.environ["LANE_RUN_ID"]
+own = '{"schema": "train_status/1", "lane": "experimental", "run_id": "%s", "status": "completed", '
+own = own % os.environ["LANE_RUN_ID"] + '"root_cause": "none", "loss": NaN}'
 pathlib.Path(os.environ["LANE_RUN_DIR"], "train_status.json").write_text(own)
 """
     tmp_path.joinpath("run").mkdir()
