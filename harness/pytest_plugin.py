@@ -34,7 +34,7 @@ from harness.runs.footprint import interrupted
 from harness.runs.further import FurtherRuns
 from harness.runs.progress import Progress
 from harness.runs.run import LaneRun
-from harness.runs.table import PAGE, Lane, LaneTableError
+from harness.runs.table import Lane, LaneTableError
 from harness.session.applicable import Applicable
 from harness.session.header import pytest_report_header
 from harness.session.lane import (
@@ -43,6 +43,7 @@ from harness.session.lane import (
     gates_command,
     hold_until_end,
     lane_code,
+    lane_to_run,
     most_runs,
     promises,
     run_directory,
@@ -189,16 +190,9 @@ def lane_process(
 def _lane(config: pytest.Config) -> Lane:
     """The session's lane, for a test that needs one: without it, that test fails."""
     try:
-        lane = session_lane(config)
+        return lane_to_run(config)
     except LaneTableError as error:
         pytest.fail(str(error), pytrace=False)
-    if lane is None:
-        where = config.rootpath / "pyproject.toml"
-        pytest.fail(
-            f"{where}: found no lane that is marked as default, expected [tool.harness.lanes.NAME]; see {PAGE}",
-            pytrace=False,
-        )
-    return lane
 
 
 @pytest.fixture(scope="session")
@@ -301,6 +295,18 @@ def baseline(request: pytest.FixtureRequest, baseline_gates: Gates) -> BaselineF
 def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """A gate says with it what it found, in a few words. The page shows it beside what the gate wants, JUnit too."""
     return lambda text: record_property("measured", text)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Gates without a lane to run are refused once, and not once for each of them."""
+    config = session.config
+    if config.getoption("--lane-evidence") or hasattr(config, "workerinput"):
+        return
+    if any("lane_process" in getattr(item, "fixturenames", ()) for item in session.items):
+        try:
+            lane_to_run(config)
+        except LaneTableError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,7 +17,7 @@ from harness.bootstrap.report import REPORT_SHOWN
 from harness.evidence import EvidenceError
 from harness.present.facts import load_here
 from harness.runs.footprint import Footprint
-from harness.runs.table import Lane, default_lane, find_lane, read_lanes
+from harness.runs.table import PAGE, Lane, LaneTableError, default_lane, find_lane, read_lanes
 
 LANE = pytest.StashKey[Lane | None]()
 HOLD = pytest.StashKey[Hold]()
@@ -35,6 +35,17 @@ def session_lane(config: pytest.Config) -> Lane | None:
         else:
             config.stash[LANE] = default_lane(config.rootpath)
     return config.stash[LANE]
+
+
+def lane_to_run(config: pytest.Config) -> Lane:
+    """The same, where there must be one. Raises LaneTableError."""
+    if (lane := session_lane(config)) is not None:
+        return lane
+    where = config.rootpath / "pyproject.toml"
+    if known := ", ".join(read_lanes(config.rootpath)):
+        expected = f"default = true in one of {known}, or --lane=NAME"
+        raise LaneTableError(f"{where}: found no lane that is marked as default, expected {expected}")
+    raise LaneTableError(f"{where}: found no lane, expected a table [tool.harness.lanes.NAME]; see {PAGE}")
 
 
 def promises(config: pytest.Config, what: str) -> bool:

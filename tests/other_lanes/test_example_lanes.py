@@ -213,3 +213,18 @@ def test_a_session_in_which_nothing_is_judged_fails(project: Path) -> None:
     assert "FAILED: no gate had anything to judge" in text
     code, text = smoke(project, "-O", "-p", "no:xdist", "--lane", "silent", "--assert=plain")
     assert code == 4 and "every gate would pass" in text
+
+
+def test_gates_without_a_lane_to_run_are_refused_once(project: Path) -> None:
+    """A table with a mistake, two lanes of which none is the default, no table; and what runs no gate goes on."""
+    lane = '[tool.harness.lanes.{}]\ncommand = ["true"]\nstatus = "s.json"\n'
+    for table, says in (
+        (lane.format("one") + "rums = 1\n", "rums: found a key that is not known, expected runs?"),
+        (lane.format("one") + lane.format("two"), "expected default = true in one of one, two, or --lane=NAME"),
+        ("", "found no lane, expected a table [tool.harness.lanes.NAME]"),
+    ):
+        (project / "pyproject.toml").write_text(table)
+        code, text = smoke(project, "-B", "-p", "no:xdist")
+        assert code == 4 and text.count(says) in (1, 2) and "Traceback" not in text, text
+        code, text = smoke(project, "-B", "-p", "no:xdist", "-m", "not smoke")
+        assert code == 5, text
