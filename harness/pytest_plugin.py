@@ -300,7 +300,7 @@ def measured(record_property: Callable[[str, object], None]) -> Callable[[str], 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Gates without a lane to run are refused once, and not once for each of them."""
     config = session.config
-    if config.getoption("--lane-evidence") or hasattr(config, "workerinput"):
+    if config.getoption("--lane-evidence") or config.option.collectonly or hasattr(config, "workerinput"):
         return
     if any("lane_process" in getattr(item, "fixturenames", ()) for item in session.items):
         try:
