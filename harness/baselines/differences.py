@@ -81,7 +81,7 @@ class Divergence:
     tensors_known: int  # tensors that could have differed there
 
     def text(self) -> str:
-        """One line: `step 3 of 24, phase optimizer, tensor adapters.0.taps`."""
+        """One line: `step 3 of 24, phase optimizer, tensor 0.linear1.up`."""
         if self.phase in ("data", "tokens", "start") and self.step == 0:
             place = "before the first step"
         elif self.step > self.steps:
@@ -122,7 +122,8 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
     for a, b in pairs[:1]:
         yield text("loss", b.step, "data", f"order of chunks, step {b.step}", a.chunks, b.chunks)
         yield text("loss", b.step, "tokens", f"digest of the batch, step {b.step}", a.batch, b.batch)
-    for name in sorted(set(obtained.start_losses) | set(expected.start_losses)):
+    # As they are computed (without adapters, with them, held out): the first that differs says the most.
+    for name in sorted({*obtained.start_losses, *expected.start_losses}, key=lambda n: (n[:4] != "loss", -len(n))):
         label = {"loss": "loss before the first step", "loss_without_adapters": "loss without adapters"}.get(name, name)
         yield loss(0, "start", label, obtained.start_losses.get(name), expected.start_losses.get(name))
 
@@ -256,6 +257,8 @@ def likely_cause(
             return "the frozen model is another: its weights, or how they are loaded and cast"
         if item.what == "loss without adapters":
             return "the model without adapters already computes another loss: the model, its condition or the objective"
+        if item.what.startswith("held-out"):
+            return "the first batch's loss agrees, and that of the held-out audio does not: other chunks are held out"
         return "the adapters start with the same norms and compute another loss: their forward function or their values"
     small = (
         0.0 < item.distance <= 1e-5
@@ -283,9 +286,7 @@ def likely_cause(
             else " (the data are the same)"
         )
     if phase == "backward":
-        return (
-            f"{since}the losses agree and the gradients do not: the backward pass, a mask, or what is detached.{only}"
-        )
+        return f"{since}the losses agree and the gradients do not: backward pass, a mask, or what is detached.{only}"
     if phase == "optimizer":
         return (
             f"{since}the gradients agree and the parameters do not: the update (learning rate, betas, epsilon, weight "

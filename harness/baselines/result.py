@@ -205,7 +205,11 @@ def _result(evidence: RunEvidence, trace: Trace) -> Result:
         base_digest="" if start is None else start.base_digest,
         start_losses={}
         if start is None
-        else {"loss_without_adapters": start.loss_without_adapters, "loss": start.loss},
+        else {
+            "loss_without_adapters": start.loss_without_adapters,
+            "loss": start.loss,
+            **({"held-out loss before the training": start.held_out.loss} if start.held_out else {}),
+        },
         start_param={} if start is None else start.param,
         steps=tuple(map(_step, trace.steps)),
         end_losses=_end_losses(trace),
@@ -266,7 +270,9 @@ def _end_losses(trace: Trace) -> dict[str, float]:
         return {}
     by_codebook = enumerate(trace.end.eval_loss_by_codebook)
     losses = {f"evaluation loss, codebook {index}": loss for index, loss in by_codebook}
-    return {"evaluation loss": trace.end.eval_loss, **losses}
+    held_out = {f"held-out loss after step {s.step}": s.held_out.loss for s in trace.steps if s.held_out}
+    best = {"step of the written checkpoint": float(trace.end.best_step)} if held_out else {}
+    return {"evaluation loss": trace.end.eval_loss, **losses, **held_out, **best}
 
 
 def _model_name(evidence: RunEvidence) -> str:

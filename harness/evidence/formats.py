@@ -40,6 +40,10 @@ class Status(Told, kw_only=True):
     next_unblock_action: str = "none"
     loss: Any = LATER
     loss_first: Any = LATER
+    loss_smoothed: Any = LATER
+    held_out_loss_first: Any = LATER
+    held_out_loss: Any = LATER
+    best_step: Any = LATER
     steps_done: Any = LATER
     steps_total: Any = LATER
     sanitized_logits: Any = LATER
@@ -63,6 +67,10 @@ class TrainStatus(Status, kw_only=True):
     next_unblock_action: Text
     loss: Number | NotFinite | None
     loss_first: Number | NotFinite | None
+    loss_smoothed: Number | None = None
+    held_out_loss_first: Number | None = None
+    held_out_loss: Number | None = None
+    best_step: Count | None = None
     steps_done: Count
     steps_total: Count | None
     sanitized_logits: Count | None

@@ -42,33 +42,47 @@ class Header(Struct):
 
 
 class Chunk(Struct):
-    """A chunk of the audio: the file's SHA-256, where it starts in samples of the model, the digest of its tokens."""
+    """A chunk of the audio: the file's SHA-256, where it starts in samples of the model, the digest of its tokens, and
+    what it is for. `neither`: it overlaps held-out audio, and is not held out itself."""
 
     file: Sha256
     start: Count
     digest: Hex16
+    use: Literal["train", "held_out", "neither"] = "train"
 
 
 class Tokens(Struct):
-    """The tokens; `shape` is `[chunks, codebooks, frames]`."""
+    """The tokens; `shape` is `[chunks, codebooks, frames]`. `samples`: of a chunk, at the model's rate; 0 where the
+    trace does not say it."""
 
     tokens_digest: Sha256
     shape: Annotated[list[Count], Meta(min_length=3, max_length=3)]
     chunks: list[Chunk]
+    samples: Count = 0
+
+
+class HeldOut(Struct):
+    """The loss on the held-out audio, over the chunks that the start names."""
+
+    loss: HexFloat
+    loss_by_codebook: list[HexFloat]
 
 
 class Start(Struct):
-    """Before the first step. `param`: the norm of each tensor."""
+    """Before the first step. `param`: the norm of each tensor; `held_out`: before any training."""
 
     base_digest: Text
     chunks: list[int]
     loss_without_adapters: HexFloat
     loss: HexFloat
     param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
+    held_out_chunks: list[int] = []
+    held_out: HeldOut | None = None
 
 
 class Step(Struct):
-    """One optimizer step. `valid`: positions that count, by codebook; `sketch`: at a few steps."""
+    """One optimizer step. `valid`: positions that count, by codebook; `sketch` and `held_out`: at a few steps, after
+    the update."""
 
     step: Count
     chunks: list[int]
@@ -80,6 +94,8 @@ class Step(Struct):
     grad: Annotated[dict[str, HexFloat], Meta(min_length=1)]
     param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
     sketch: Annotated[dict[str, list[HexFloat]], Meta(min_length=1)] = {}
+    loss_smoothed: HexFloat | None = None
+    held_out: HeldOut | None = None
 
     @classmethod
     def of_loss(cls, loss: float) -> Step:
@@ -88,7 +104,8 @@ class Step(Struct):
 
 
 class End(Struct):
-    """After the last step."""
+    """After the last step. `eval_loss`, `param` and `sketch` are of what was written, the adapters after `best_step`
+    (0: where a trace does not say so, after the last step)."""
 
     steps: Count
     loss: HexFloat
@@ -97,6 +114,7 @@ class End(Struct):
     base_digest: Text
     param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
     sketch: Annotated[dict[str, list[HexFloat]], Meta(min_length=1)] = {}
+    best_step: Count = 0
 
 
 PARTS: dict[str, type[Struct]] = {"header": Header, "tokens": Tokens, "start": Start, "step": Step, "end": End}
@@ -206,6 +224,8 @@ class _Reader:
 
     def _check_start(self, found: Start, where: str) -> None:
         self._check_chunks(found.chunks, where)
+        self._check_chunks(found.held_out_chunks, where, "held_out_chunks")
+        self._check_held_out(found.held_out, where)
 
     def _check_step(self, found: Step, where: str) -> None:
         if found.step != len(self.trace.steps) + 1:
@@ -215,21 +235,28 @@ class _Reader:
         self._check_chunks(found.chunks, where)
         self._check_codebooks(where, loss_by_codebook=found.loss_by_codebook, valid=found.valid)
         self._check_tensors(where, grad=found.grad, param=found.param, sketch=found.sketch)
+        self._check_held_out(found.held_out, where)
 
     def _check_end(self, found: End, where: str) -> None:
         if found.steps != len(self.trace.steps):
             raise mismatch(f"{where}: steps", str(found.steps), f"{len(self.trace.steps)}, as there are")
+        if found.best_step > found.steps:
+            raise mismatch(f"{where}: best_step", str(found.best_step), f"at most {found.steps}")
         if self.sketches and not found.sketch:
             raise mismatch(f"{where}: sketch", "no such key", "an object that is not empty")
         self._check_codebooks(where, eval_loss_by_codebook=found.eval_loss_by_codebook)
         self._check_tensors(where, param=found.param, sketch=found.sketch)
 
-    def _check_chunks(self, found: list[int], where: str) -> None:
+    def _check_held_out(self, found: HeldOut | None, where: str) -> None:
+        if found is not None:
+            self._check_codebooks(f"{where}: held_out", loss_by_codebook=found.loss_by_codebook)
+
+    def _check_chunks(self, found: list[int], where: str, field: str = "chunks") -> None:
         """Raises EvidenceError for a chunk that is not there."""
         last = self.trace.tokens.shape[0] - 1
         for index, chunk in enumerate(found):
             if not 0 <= chunk <= last:
-                raise mismatch(f"{where}: chunks[{index}]", str(chunk), f"a chunk from 0 to {last}")
+                raise mismatch(f"{where}: {field}[{index}]", str(chunk), f"a chunk from 0 to {last}")
 
     def _check_codebooks(self, where: str, **lists: Sequence[Any]) -> None:
         """Raises EvidenceError for a list without a value for each codebook."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from harness.evidence import (
+    NotApplicable,
     RunEvidence,
     check_report_keys,
     checkpoint_agrees,
@@ -23,6 +24,8 @@ from harness.evidence import (
     rounding_agrees,
     tokens_agree,
 )
+from harness.evidence.errors import mismatch
+from harness.evidence.trace import HeldOut
 
 pytestmark = pytest.mark.smoke
 
@@ -30,6 +33,8 @@ Measured = Callable[[str], None]  # the plugin's fixture: what a gate found, for
 
 # How far the loss on the first batch must fall from before to after the training, in nats; see docs/lane.md.
 LOSS_MARGIN = 0.05
+HELD_OUT_MARGIN = 0.04
+SMOOTHING = 0.9  # of the smoothed loss: what each step keeps
 
 
 def test_report_has_the_twenty_keys_in_order(lane_run: RunEvidence, measured: Measured) -> None:
@@ -148,17 +153,102 @@ def test_sanitizer_replaced_nothing(lane_run: RunEvidence, measured: Measured) -
 
 
 def test_every_chunk_is_trained_on_and_in_whole_batches(lane_run: RunEvidence, measured: Measured) -> None:
-    """Each chunk is trained on once before any is again, in whole batches."""
+    """Each chunk that is not held out is trained on once before any is again, in whole batches."""
     # The reader itself refuses a step whose batch is not whole, and a chunk that is not there.
     trace = lane_run.trace
-    chunks = trace.tokens.shape[0]
+    meant = [chunk for chunk, told in enumerate(trace.tokens.chunks) if told.use == "train"]
     used = [chunk for step in trace.steps for chunk in step.chunks]
-    measured(f"{chunks} chunks, trained on {len(used)} times in all")
-    for epoch in range(len(used) // chunks):
-        found = sorted(used[epoch * chunks : (epoch + 1) * chunks])
-        assert found == list(range(chunks)), f"epoch {epoch}: a chunk is left out or repeated"
-    last = used[len(used) // chunks * chunks :]
+    measured(f"{len(meant)} chunks, trained on {len(used)} times in all")
+    assert meant, "no chunk is to be trained on"
+    for epoch in range(len(used) // len(meant)):
+        found = sorted(used[epoch * len(meant) : (epoch + 1) * len(meant)])
+        assert found == meant, f"epoch {epoch}: a chunk is left out or repeated, or is not to be trained on"
+    last = used[len(used) // len(meant) * len(meant) :]
     assert len(set(last)) == len(last), "the last, incomplete epoch repeats a chunk"
+
+
+def held_out_of(lane_run: RunEvidence) -> tuple[HeldOut, list[tuple[int, HeldOut]]]:
+    """The held-out loss before the training, and after each step at which it was measured. Raises NotApplicable where
+    nothing is held out, and EvidenceError where something should be and no loss of it is in the trace."""
+    trace = lane_run.trace
+    before, after = trace.start.held_out, [(step.step, step.held_out) for step in trace.steps if step.held_out]
+    share = (lane_run.status.settings or {}).get("holdout")
+    if before is None or not after:
+        if share:
+            raise mismatch(trace.path, "no held-out loss", f"that of the held-out audio (LANE_HOLDOUT={share:g})")
+        raise NotApplicable("nothing is held out (LANE_HOLDOUT=0)" if share == 0 else "the trace has no held-out loss")
+    return before, after
+
+
+def test_held_out_audio_is_never_trained_on(lane_run: RunEvidence, measured: Measured) -> None:
+    """No batch holds a chunk that is held out, or one that overlaps held-out audio; the share that was asked for is
+    held out."""
+    held_out_of(lane_run)
+    trace = lane_run.trace
+    chunks, length = trace.tokens.chunks, max(1, trace.tokens.samples)
+    held_out = [chunk for chunk in chunks if chunk.use == "held_out"]
+    for step in trace.steps:
+        for number in step.chunks:
+            chunk = chunks[number]
+            near = [one for one in held_out if one.file == chunk.file and abs(one.start - chunk.start) < length]
+            assert not near, f"step {step.step} trains on chunk {number}, which overlaps held-out audio"
+    share = (lane_run.status.settings or {}).get("holdout") or 0.0
+    found = len(held_out) / len(chunks)
+    measured(f"{len(held_out)} of {len(chunks)} chunks are held out; {share:.0%} was asked for")
+    assert set(trace.start.held_out_chunks) <= {n for n, c in enumerate(chunks) if c.use == "held_out"}, (
+        "the held-out loss is measured on chunks that are not held out"
+    )
+    assert abs(found - share) <= max(share / 2, 1 / len(chunks)), (
+        f"{len(held_out)} of {len(chunks)} chunks are held out, and {share:.0%} was asked for"
+    )
+
+
+def test_held_out_loss_falls(lane_run: RunEvidence, measured: Measured) -> None:
+    """On audio that is never trained on the loss falls by a margin, from before the training to what was written."""
+    before, after = held_out_of(lane_run)
+    best = min(found.loss for _, found in after)
+    fall = before.loss - best
+    measured(f"by {fall:.4f}, from {before.loss:.4f} to {best:.4f}; at least {HELD_OUT_MARGIN} is asked for")
+    assert fall >= HELD_OUT_MARGIN, (
+        f"on the held-out audio the loss was {before.loss:.4f} before the training and is {best:.4f} at best: it fell "
+        f"by {fall:.4f}, and at least {HELD_OUT_MARGIN} is expected. The adapter learned nothing that helps on unheard "
+        "audio of this voice: train on more of it, or with other settings (docs/lane.md)"
+    )
+
+
+def test_checkpoint_is_the_best_by_held_out_loss(lane_run: RunEvidence, measured: Measured) -> None:
+    """What was written is the adapters after the step with the lowest held-out loss; report and status name it."""
+    before, after = held_out_of(lane_run)
+    trace, status = lane_run.trace, lane_run.status
+    best, lowest = min(after, key=lambda one: one[1].loss)
+    measured(f"that of step {best} of {trace.end.steps}, {lowest.loss:.4f}")
+    assert after[-1][0] == trace.end.steps, "the held-out loss was not measured after the last step"
+    assert trace.end.best_step == best, f"written is step {trace.end.best_step}, and the best one is step {best}"
+    assert trace.end.param == trace.steps[best - 1].param, f"what was written is not what step {best} ended with"
+    told = {
+        "held_out_loss_first": before.loss,
+        "held_out_loss": lowest.loss,
+        "best_step": best,
+        "loss_smoothed": trace.steps[-1].loss_smoothed,
+    }
+    for name, value in told.items():
+        assert status.get(name) == value, f"the status says {name} {status.get(name)}, the trace {value!r}"
+        assert lane_run.report[name] == repr(value), f"the report says {name} {lane_run.report[name]}, not {value!r}"
+
+
+def test_smoothed_loss_is_that_of_the_steps(lane_run: RunEvidence, measured: Measured) -> None:
+    """The smoothed loss is the moving average of the steps' losses."""
+    steps = lane_run.trace.steps
+    if steps[0].loss_smoothed is None:
+        raise NotApplicable("the trace has no smoothed loss")
+    total = 0.0
+    for step in steps:
+        total = SMOOTHING * total + (1 - SMOOTHING) * step.loss
+        expected = total / (1 - SMOOTHING**step.step)
+        assert step.loss_smoothed is not None and math.isclose(step.loss_smoothed, expected, rel_tol=1e-12), (
+            f"after step {step.step} the smoothed loss is {step.loss_smoothed}, expected {expected!r}"
+        )
+    measured(f"{steps[-1].loss_smoothed:.4f} after {len(steps)} steps")
 
 
 def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measured) -> None:

@@ -1,99 +1,83 @@
-"""The voice adapter: residual blocks with a causal spectral filter, at the transformer's input."""
+"""The voice adapter: low-rank changes (LoRA, Hu et al. 2021) of the transformer's feed-forward layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.lane.draws import Draws
 
-BLOCKS = 2
-TAPS = 64  # length of the filter, in tokens (1.28 s at 50 frames a second)
-SLOWEST_DECAY = -4.0  # initial decay of channel 0: softplus(-4) is 0.018 a token, a memory of about a second
+RANK = 8
+LINEARS = ("linear1", "linear2")  # of each layer of audiocraft's transformer: its feed-forward block
 
 
-class SpectralAdapter(nn.Module):
-    """``x + gate(x) * out(filter(norm(x)))`` over ``[batch, time, dim]``, the identity at the start (``out`` is zero).
+class LowRank(nn.Module):
+    """``x @ down.T @ up.T``: what is added to a frozen linear layer's output. ``x``: ``[…, inputs]``; the result:
+    ``[…, outputs]``, in the parameters' dtype. Zero at the start, for ``up`` (``[outputs, RANK]``) is; ``down``
+    (``[RANK, inputs]``) is uniform within ``inputs ** -0.5``. It looks at one position at a time: it cannot see the
+    future, and is the same in a stream as over a whole sequence."""
 
-    The filter is one-sided (position t sees t, t-1, … t-63) and its FFT is padded by the filter's length, so that
-    nothing wraps around: a plain rfft/irfft over the sequence is circular and shows the model the future. Channel c's
-    taps decay by
-    ``exp(-softplus(decay[c]))`` a token. All parameters and the computation are in the dtype of the parameters.
-    """
-
-    def __init__(self, dim: int, draws: Draws) -> None:
+    def __init__(self, inputs: int, outputs: int, draws: Draws) -> None:
         super().__init__()
-
-        def drawn(*shape: int, bound: float) -> nn.Parameter:
-            return nn.Parameter(torch.from_numpy(draws.uniform(shape, bound)))
-
-        self.taps = drawn(dim, TAPS, bound=0.5)
-        # Only exact arithmetic, so that the start is the same to the bit everywhere.
-        self.decay = nn.Parameter(torch.from_numpy(SLOWEST_DECAY * (1.0 - np.arange(dim) / dim)))
-        self.gate = nn.Linear(dim, dim)
-        self.gate.weight = drawn(dim, dim, bound=dim**-0.5)
-        self.gate.bias = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
-        self.out = nn.Linear(dim, dim)
-        self.out.weight = nn.Parameter(torch.zeros(dim, dim, dtype=torch.float64))
-        self.out.bias = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
-
-    def filter(self, x: Tensor) -> Tensor:
-        """Causal convolution of each channel with its decaying taps. ``x`` and result: ``[batch, time, dim]``."""
-        time = x.shape[1]
-        steps = torch.arange(TAPS, dtype=x.dtype, device=x.device)
-        kernel = self.taps * torch.exp(-F.softplus(self.decay)[:, None] * steps)  # [dim, taps]
-        size = time + TAPS
-        spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel, n=size, dim=1).T
-        filtered: Tensor = torch.fft.irfft(spectrum, n=size, dim=1)[:, :time]
-        return filtered
+        self.down = nn.Parameter(torch.from_numpy(draws.uniform((RANK, inputs), inputs**-0.5)))
+        self.up = nn.Parameter(torch.zeros(outputs, RANK, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``: ``[batch, time, dim]`` in the parameters' dtype; the result has its shape and dtype."""
-        normed = F.layer_norm(x, x.shape[-1:])
-        branch: Tensor = self.out(self.filter(normed))
-        gate: Tensor = torch.sigmoid(self.gate(normed))
-        return x + gate * branch
+        return x.to(self.down.dtype) @ self.down.T @ self.up.T
 
 
-def make_adapters(dim: int, seed: int, *, dtype: torch.dtype, device: str) -> nn.ModuleList:
-    """The lane's adapters, freshly initialised from ``seed``: drawn in float64, then rounded to ``dtype``."""
+def make_adapters(lm: Any, seed: int, *, dtype: torch.dtype, device: str) -> nn.ModuleList:
+    """The lane's adapters for audiocraft's ``lm``, one ModuleDict for each layer, freshly initialised from ``seed``:
+    drawn in float64, layer by layer, then rounded to ``dtype``."""
     draws = Draws(seed, "adapter")
-    return nn.ModuleList([SpectralAdapter(dim, draws) for _ in range(BLOCKS)]).to(device=device, dtype=dtype)
+    layers = [
+        nn.ModuleDict({name: LowRank(*_sizes(getattr(layer, name)), draws) for name in LINEARS})
+        for layer in lm.transformer.layers
+    ]
+    return nn.ModuleList(layers).to(device=device, dtype=dtype)
 
 
-def attach(lm: Any, adapters: nn.ModuleList, watch: Callable[[str, Tensor], None] = lambda place, value: None) -> Any:
-    """Put the adapters before audiocraft's ``lm.transformer`` by a hook; returns its handle (``.remove()`` takes them
-    off).
+def _sizes(linear: nn.Linear) -> tuple[int, int]:
+    return linear.in_features, linear.out_features
 
-    ``watch(place, value)`` is called with what comes in and what goes out, for the search for non-finite values. A
-    model that computes in another dtype (float16 on a GPU) has its input converted for the adapters, and back. In
-    audiocraft's streaming mode, where the transformer is given a few positions at a time, what each adapter was given
-    before is kept in the transformer's own streaming state, which audiocraft clears at the end of each generation.
+
+@dataclass(frozen=True)
+class Attached:
+    """Hooks on a model."""
+
+    hooks: list[Any]
+
+    def remove(self) -> None:
+        """Take them off: the model computes what it did before, to the bit."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def attach(
+    lm: Any, adapters: nn.ModuleList, watch: Callable[[str, Tensor], None] = lambda place, value: None
+) -> Attached:
+    """Add the adapters' outputs to those of ``lm``'s feed-forward layers, by forward hooks.
+
+    ``watch(place, value)`` is called with what goes into the transformer and what comes out, for the search for
+    non-finite values. A model that computes in another dtype (float16 on a GPU) gets the sum in its own.
     """
 
-    def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        embedded: Tensor = arguments[0]
-        watch("the tokens' embedding", embedded)
-        x = embedded.to(next(adapters.parameters()).dtype)
-        in_parts = getattr(module, "_is_streaming", False)
-        for index, adapter in enumerate(adapters):
-            x = _streamed(adapter, x, module, f"adapter_{id(adapters)}_{index}") if in_parts else adapter(x)
-        watch("the adapters' output", x)
-        return (x.to(embedded.dtype), *arguments[1:])
+    def add(adapter: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(linear: nn.Module, given: Any, output: Tensor) -> Tensor:
+            added: Tensor = adapter(given[0])
+            return output + added.to(output.dtype)
 
-    return lm.transformer.register_forward_pre_hook(before)
+        return hook
 
-
-def _streamed(adapter: nn.Module, x: Tensor, module: Any, key: str) -> Tensor:
-    """The adapter's output for the new positions ``x`` ``[batch, time, dim]`` of a stream: it sees as many positions
-    before them as its filter is long."""
-    state: dict[str, Tensor] = module._streaming_state
-    given = torch.cat([state[key], x], dim=1) if key in state else x
-    state[key] = given[:, -(TAPS - 1) :]
-    result: Tensor = adapter(given)[:, -x.shape[1] :]
-    return result
+    hooks = [
+        getattr(layer, name).register_forward_hook(add(adapter))
+        for layer, of_layer in zip(lm.transformer.layers, adapters, strict=True)
+        for name, adapter in of_layer.named_children()
+    ]
+    hooks.append(lm.transformer.register_forward_pre_hook(lambda _, given: watch("the tokens' embedding", given[0])))
+    hooks.append(lm.transformer.register_forward_hook(lambda _, given, out: watch("the transformer's output", out)))
+    return Attached(hooks)

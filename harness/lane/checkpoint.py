@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.base.files import atomic_write, file_sha256, remove, write_json
-from harness.lane.adapter import BLOCKS, TAPS
+from harness.lane.adapter import RANK
 from harness.lane.errors import LaneError
 from harness.lane.settings import Settings
 from harness.numerics.digest import tensor_digest
@@ -23,13 +23,13 @@ def adapter_tensors(adapters: nn.ModuleList, dtype: torch.dtype) -> dict[str, to
 
 
 def write_checkpoint(
-    settings: Settings, adapters: nn.ModuleList, *, keep_float64: bool, fingerprint: str
+    settings: Settings, adapters: nn.ModuleList, *, keep_float64: bool, fingerprint: str, step: int
 ) -> dict[str, Any]:
     """Write the checkpoint, and the ``.json`` beside it that ties it to this run; returns what the latter says.
 
     Float32, whatever the lane computed in; ``keep_float64`` also writes the values before that rounding, from which a
-    baseline finds the positions that lie near a rounding boundary. ``fingerprint`` names the model (voice.py).
-    No time and no run id is inside the ``.pt``.
+    baseline finds the positions that lie near a rounding boundary. ``fingerprint`` names the model (voice.py), ``step``
+    the step after which the adapters were like this. No time and no run id is inside the ``.pt``.
     Raises LaneError (exit code 2) before anything is written if a value is not finite in float32.
     """
     path = settings.checkpoint_path
@@ -44,11 +44,11 @@ def write_checkpoint(
         "promotable": False,
         "model_id": settings.model_id,
         "model_fingerprint": fingerprint,
-        "adapter": "causal spectral filter at the transformer's input",
-        "blocks": BLOCKS,
-        "taps": TAPS,
+        "adapter": "low-rank (LoRA) on the transformer's feed-forward layers",
+        "rank": RANK,
         "seed": settings.seed,
         "steps": settings.steps,
+        "best_step": step,
     }
     if keep_float64:
         before = {"adapter": adapter_tensors(adapters, torch.float64), "meta": meta}

@@ -19,6 +19,8 @@ from harness.lane.outputs import remove_earlier
 from harness.lane.run import Run, log, now
 from harness.lane.settings import Settings
 
+LEARNED = ("loss_smoothed", "held_out_loss_first", "held_out_loss", "best_step")
+
 
 def begin(settings: Settings, run: Run) -> None:
     """Remove what earlier runs left, and write status and report of a run that has not ended.
@@ -102,6 +104,8 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
         "next_unblock_action": one_line(failure.action) if failure else "none",
         "loss": as_json_number(run.loss),
         "loss_first": as_json_number(run.loss_first),
+        **dict.fromkeys(LEARNED),
+        **run.learned,
         "steps_done": run.steps_done,
         "steps_total": 0 if run.settings_refused else settings.steps,
         "sanitized_logits": run.sanitized,
@@ -162,6 +166,7 @@ def report_text(run: Run, failure: LaneError | None) -> str:
         "steps": settings.steps,
         "loss": run.loss,
         "loss_first": run.loss_first,
+        **run.learned,
         "sanitized_logits": run.sanitized,
         "log_path": show(settings.log_path),
     }

@@ -91,11 +91,12 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     from harness.lane.adapter import make_adapters
     from harness.lane.checkpoint import write_checkpoint
     from harness.lane.estimate import Estimate
+    from harness.lane.held_out import split_chunks
     from harness.lane.model import load_model
     from harness.lane.state import StateFile, identity_of
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
-    from harness.lane.trainer import train
+    from harness.lane.trainer import Progress, train
     from harness.lane.voice import model_fingerprint
     from harness.numerics.battery import numeric_class
     from harness.numerics.modes import apply_mode
@@ -119,11 +120,12 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     tokens = tokenise(settings, manifest, codec, lambda done, total: raise_if_stopped(f"TOKENS {done} {total}"))
     write_tokens(settings.tokens_path, tokens)
     run.values["tokens_digest"] = tokens.digest()
+    split = split_chunks(tokens.sources, tokens.samples, settings.holdout)
     model.compression_model = codec = None  # its memory, 0.23 GB of encodec_32khz, is the training's now
 
     run.enter("adapt")
     adapter_dtype = dtype if settings.device == "cpu" else torch.float32
-    adapters = make_adapters(model.lm.dim, settings.seed, dtype=adapter_dtype, device=settings.device)
+    adapters = make_adapters(model.lm, settings.seed, dtype=adapter_dtype, device=settings.device)
 
     run.enter("train")
     run.states = StateFile(settings, identity_of(settings, run.values))
@@ -158,25 +160,39 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
             "tokens",
             tokens_digest=run.values["tokens_digest"],
             shape=list(tokens.codes.shape),
+            samples=tokens.samples,
             chunks=[
-                {"file": file, "start": start, "digest": digest}
-                for (file, start), digest in zip(tokens.sources, tokens.chunk_digests(), strict=True)
+                {"file": file, "start": start, "digest": digest, "use": split.use(chunk)}
+                for chunk, ((file, start), digest) in enumerate(
+                    zip(tokens.sources, tokens.chunk_digests(), strict=True)
+                )
             ],
         )
 
-        def progress(done: int, total: int, loss: float) -> None:
-            run.steps_done, run.loss = done, loss
-            run.loss_first = loss if run.loss_first is None else run.loss_first
-            raise_if_stopped(f"PROGRESS {done} {total} LOSS {loss:.6f}")
-            if line := estimate.after(done):
-                say(f"ESTIMATE {line}")
+        def progress(now: Progress) -> None:
+            run.steps_done, run.loss = now.step, now.loss
+            run.loss_first = now.loss if run.loss_first is None else run.loss_first
+            line = f"PROGRESS {now.step} {settings.steps} LOSS {now.loss:.6f} SMOOTHED {now.smoothed:.6f}"
+            if now.held_out:
+                line += " HELD_OUT {:.6f} {:.6f}".format(*now.held_out)
+            raise_if_stopped(line)
+            if estimated := estimate.after(now.step):
+                say(f"ESTIMATE {estimated}")
 
-        result = train(settings, model, adapters, tokens, trace, progress, saved, run.states)
+        result = train(settings, model, adapters, tokens, split, trace, progress, saved, run.states)
     run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized
+    run.learned = {
+        "loss_smoothed": result.loss_smoothed,
+        "held_out_loss_first": result.held_out_first,
+        "held_out_loss": result.held_out,
+        "best_step": result.best_step,
+    }
 
     run.enter("checkpoint")
     is_rounded = settings.numerics == "universal"
-    run.checkpoint = write_checkpoint(settings, adapters, keep_float64=is_rounded, fingerprint=fingerprint)
+    run.checkpoint = write_checkpoint(
+        settings, adapters, keep_float64=is_rounded, fingerprint=fingerprint, step=result.best_step
+    )
     run.states.remove()
 
 

@@ -31,6 +31,7 @@ class Run:
         self.values: dict[str, Any] = {"lane": "experimental", "promotable": False}
         self.loss: float | None = None
         self.loss_first: float | None = None
+        self.learned: dict[str, float | int | None] = {}  # once trained: smoothed and held-out losses, the best step
         self.steps_done = 0
         self.sanitized = 0
         self.checkpoint: dict[str, Any] | None = None

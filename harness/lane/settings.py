@@ -149,6 +149,11 @@ class Settings:
     learning_rate: float = _result("LANE_LEARNING_RATE", _number(0.0, 10.0), "0.005",
                                    "AdamW's peak learning rate; two steps of warm-up, then straight down to a tenth")
     weight_decay: float = _result("LANE_WEIGHT_DECAY", _number(0.0, 10.0), "0.01", "AdamW's weight decay")
+    holdout: float = _result("LANE_HOLDOUT", _number(0.0, 0.5), "0.15",
+                             "share of the audio that is never trained on: of one recording its end, of several whole "
+                             "files; 0: hold nothing out")
+    eval_every: int = _result("LANE_EVAL_EVERY", _whole(1, 10**6), "8",
+                              "steps from one measurement of the held-out loss to the next; the best one is written")
     description: str = _result("LANE_DESCRIPTION", _utf8, "a narration by Auntie Dottie", "condition text")
     max_sanitized: int = _result("LANE_MAX_SANITIZED", _whole(0, 10**12), "0",
                                  "non-finite logits the sanitizer may replace before the run fails")

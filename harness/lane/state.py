@@ -19,9 +19,10 @@ import torch
 from harness.base.files import atomic_write, remove, show
 from harness.lane.environment import own_code_digest
 from harness.lane.errors import LaneError, shortage
+from harness.lane.held_out import HeldOutLoss
 from harness.lane.settings import Settings
 
-SCHEMA = "train_state/1"
+SCHEMA = "train_state/2"
 SHARE = 0.02  # of the training's time, that saving may take where LANE_SAVE_EVERY is auto
 QUIET_S = 10.0  # and then nothing is saved in a training's first seconds: what a first save costs is not known yet
 
@@ -33,10 +34,23 @@ class State:
     step: int
     loss: float
     loss_first: float
+    smoothed: float
     sanitized: int
+    before: HeldOutLoss | None
+    best: HeldOutLoss | None
     trace: str
     adapters: dict[str, Any]
+    best_adapters: dict[str, Any]
     optimizer: dict[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Dictionaries, numbers and tensors alone: what ``weights_only`` reads back."""
+        return {**vars(self), "before": self.before and vars(self.before), "best": self.best and vars(self.best)}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> State:
+        losses = {name: plain[name] and HeldOutLoss(**plain[name]) for name in ("before", "best")}
+        return cls(**{**plain, **losses})
 
 
 def identity_of(settings: Settings, digests: Mapping[str, str]) -> dict[str, str]:
@@ -73,7 +87,7 @@ class StateFile:
             value = torch.load(self.path, map_location="cpu", weights_only=True)
             if value["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {value['schema']!r}")
-            found, state = dict(value["identity"]), State(**value["state"])
+            found, state = dict(value["identity"]), State.of(value["state"])
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever a damaged file makes the reader raise
@@ -105,7 +119,7 @@ class StateFile:
         started = time.monotonic()
         buffer = io.BytesIO()
         boundary = {"lane": "experimental", "promotable": False}
-        torch.save({"schema": SCHEMA, **boundary, "identity": self._identity, "state": vars(state)}, buffer)
+        torch.save({"schema": SCHEMA, **boundary, "identity": self._identity, "state": state.plain()}, buffer)
         atomic_write(self.path, buffer.getvalue())
         self._saved_at = time.monotonic()
         self._cost = max(QUIET_S * SHARE, self._saved_at - started)

@@ -38,11 +38,13 @@ class _NotFinite(Exception):
 class TokenSet:
     """The tokens of all chunks: ``codes`` int64 ``[chunks, codebooks, frames]``, and where each chunk came from.
 
-    ``sources``: for each chunk the SHA-256 of its file and its first sample at the model's sample rate.
+    ``sources``: for each chunk the SHA-256 of its file and its first sample at the model's sample rate; ``samples``:
+    how many a chunk has.
     """
 
     codes: torch.Tensor
     sources: list[tuple[str, int]]
+    samples: int
 
     def array(self) -> NDArray[np.int16]:
         """The codes as they are written and digested; a codebook has at most 2048 entries."""
@@ -174,7 +176,7 @@ def tokenise(
         workers.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(threads)
         watch.remove()
-    return TokenSet(torch.cat(codes), sources)
+    return TokenSet(torch.cat(codes), sources, chunk)
 
 
 def write_tokens(path: Path, tokens: TokenSet) -> None:

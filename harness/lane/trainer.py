@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from harness.lane.adapter import attach
 from harness.lane.draws import Draws
 from harness.lane.errors import LaneError
+from harness.lane.held_out import HeldOutLoss, Split
 from harness.lane.memory import find_trim, give_back_on_the_way
 from harness.lane.model import condition_tensors
 from harness.lane.objective import Loss, masked_cross_entropy
@@ -32,13 +34,31 @@ WARMUP_STEPS = 2
 FLOOR = 0.1  # of the learning rate, at the last step
 
 
+SMOOTHING = 0.9  # what each step keeps of the smoothed training loss
+
+
 @dataclass(frozen=True)
 class TrainResult:
-    """``loss`` of the first and the last step (nats, before their updates), and logits replaced over the whole run."""
+    """``loss``: of the last step's batch, before its update; ``sanitized``: logits replaced over the whole run;
+    ``best_step``: the step whose adapters are in ``adapters`` now, and are written. All losses in nats."""
 
     loss_first: float
     loss: float
     sanitized: int
+    loss_smoothed: float
+    held_out_first: float | None
+    held_out: float | None
+    best_step: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known after a step, for people. ``held_out``: before the training and now, where it was measured."""
+
+    step: int
+    loss: float
+    smoothed: float
+    held_out: tuple[float, float] | None
 
 
 class NonFiniteError(LaneError):
@@ -57,14 +77,13 @@ class NonFiniteError(LaneError):
         self.sanitized = sanitized
 
 
-def chunk_order(settings: Settings, chunks: int) -> Iterator[list[int]]:
-    """The chunk ids of each step: permutation after permutation of all chunks, cut into batches; no chunk is left
-    out."""
+def chunk_order(settings: Settings, chunks: Sequence[int]) -> Iterator[list[int]]:
+    """The chunk ids of each step: permutation after permutation of ``chunks``, cut into batches; none is left out."""
     draws = Draws(settings.seed, "order")
     waiting: list[int] = []
     while True:
         while len(waiting) < settings.batch:
-            waiting += draws.permutation(chunks)
+            waiting += [chunks[index] for index in draws.permutation(len(chunks))]
         yield waiting[: settings.batch]
         waiting = waiting[settings.batch :]
 
@@ -82,18 +101,20 @@ def train(
     model: Any,
     adapters: nn.ModuleList,
     tokens: TokenSet,
+    split: Split,
     trace: Trace,
-    progress: Callable[[int, int, float], None],
+    progress: Callable[[Progress], None],
     saved: State | None = None,
     states: StateFile | None = None,
 ) -> TrainResult:
-    """Train ``adapters`` on ``tokens`` with everything else frozen.
+    """Train ``adapters`` on the chunks ``split.train`` of ``tokens`` with everything else frozen; leaves the values in
+    them that had the lowest held-out loss.
 
-    ``model``: audiocraft's MusicGen, frozen, its LM in the dtype of the mode. ``progress(done, total, loss)`` is
-    called after each step. ``saved``: the state to go on from; ``states``: where states are saved. Raises
-    NonFiniteError (exit code 2) at the first value that must be finite and is not.
+    ``model``: audiocraft's MusicGen, frozen, its LM in the dtype of the mode. ``progress`` is called after each step.
+    ``saved``: the state to go on from; ``states``: where states are saved. Raises NonFiniteError (exit code 2) at the
+    first value that must be finite and is not.
     """
-    step, sanitized, first_loss, loss_value = 0, 0, math.nan, math.nan
+    step, sanitized, first_loss, loss_value, smoothed = 0, 0, math.nan, math.nan, 0.0
     device = settings.device
 
     def watch(place: str, value: Tensor) -> None:
@@ -114,7 +135,7 @@ def train(
         """The loss of one batch. Every replaced logit counts, also where nothing is trained: a finite loss over
         replaced logits is no result."""
         nonlocal sanitized
-        output = model.lm.compute_predictions(codes, [], conditions)
+        output = model.lm.compute_predictions(codes, [], conditions(len(codes)))
         loss = masked_cross_entropy(output.logits, codes, output.mask)
         value = loss.total.item()
         sanitized += int(loss.replaced)
@@ -126,8 +147,18 @@ def train(
             raise NonFiniteError(f"loss{what}", step, str(value), value, sanitized)
         return loss
 
-    conditions = condition_tensors(model, settings.description, settings.batch)
-    order = chunk_order(settings, len(tokens.codes))
+    def held_out_loss() -> HeldOutLoss:
+        """Over all measured chunks: for each codebook the sum over its valid positions, divided once."""
+        sums, counts = torch.zeros(()), torch.zeros(())
+        with torch.no_grad():
+            for first in range(0, len(split.measured), settings.batch):
+                loss = loss_of(tokens.codes[split.measured[first : first + settings.batch]].to(device), " held out")
+                sums, counts = sums + (loss.by_codebook.double() * loss.valid).cpu(), counts + loss.valid.cpu()
+        by_codebook = sums / counts
+        return HeldOutLoss(step, by_codebook.mean().item(), by_codebook.tolist())
+
+    conditions = functools.cache(lambda batch: condition_tensors(model, settings.description, batch))
+    order = chunk_order(settings, split.train)
     parameters = dict(sorted(adapters.named_parameters()))
     optimizer = AdamW(
         parameters.values(),
@@ -143,14 +174,18 @@ def train(
     chunks = next(order)
     first_codes = tokens.codes[chunks].to(device)
     done = saved.step if saved else 0
+    best: HeldOutLoss | None = None
+    best_adapters: dict[str, Tensor] = {}
     if saved is None:
         with torch.no_grad():
             without = loss_of(first_codes, " without adapters").total.item()
+        before = held_out_loss() if split.held_out else None
     else:
         adapters.load_state_dict(saved.adapters)
         optimizer.load_state_dict(saved.optimizer)
         trace.resume(saved.trace)
-        sanitized, first_loss, loss_value = saved.sanitized, saved.loss_first, saved.loss
+        sanitized, first_loss, loss_value, smoothed = saved.sanitized, saved.loss_first, saved.loss, saved.smoothed
+        before, best, best_adapters = saved.before, saved.best, saved.best_adapters
         for _ in range(done):
             chunks = next(order)
     hooks = [attach(model.lm, adapters, watch), *give_back_on_the_way(model.lm.transformer, find_trim())]
@@ -167,6 +202,7 @@ def train(
                 chunks=chunks,
                 loss_without_adapters=hex_float(without),
                 loss=hex_float(first_loss),
+                **({"held_out_chunks": split.measured, "held_out": _traced(before)} if before else {}),
                 param=hex_norms(norms(parameters)),
             )
 
@@ -177,6 +213,12 @@ def train(
         optimizer.lr = learning_rate(settings, step)
         optimizer.step()
         values = finite_norms("parameter", {name: p.detach() for name, p in parameters.items()})
+        smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss_value
+
+        is_measured = step % settings.eval_every == 0 or step == settings.steps
+        now = held_out_loss() if before and is_measured else None
+        if now is not None and (best is None or now.loss < best.loss):
+            best, best_adapters = now, {name: value.clone() for name, value in adapters.state_dict().items()}
 
         sketched = {"sketch": sketches(adapters)} if step in sketched_steps else {}
         trace.write(
@@ -188,17 +230,24 @@ def train(
             loss_by_codebook=[hex_float(v) for v in loss.by_codebook.tolist()],
             valid=loss.valid.tolist(),
             sanitized=int(loss.replaced),
+            loss_smoothed=hex_float(smoothed_loss(smoothed, step)),
+            **({"held_out": _traced(now)} if now else {}),
             grad=hex_norms(gradients),
             param=hex_norms(values),
             **sketched,
         )
         if states is not None and states.due(step):
-            moments = optimizer.state_dict()
-            now = (loss_value, first_loss, sanitized, trace.so_far(), adapters.state_dict(), moments)
-            states.save(State(step, *now))
-        progress(step, settings.steps, loss_value)
+            so_far = (loss_value, first_loss, smoothed, sanitized, before, best, trace.so_far())
+            states.save(State(step, *so_far, adapters.state_dict(), best_adapters, optimizer.state_dict()))
+        progress(
+            Progress(
+                step, loss_value, smoothed_loss(smoothed, step), (before.loss, now.loss) if before and now else None
+            )
+        )
         chunks = next(order)
 
+    if best is not None:
+        adapters.load_state_dict(best_adapters)
     with torch.no_grad():
         trained = loss_of(first_codes, " of the trained adapters")
     for hook in hooks:
@@ -206,6 +255,7 @@ def train(
     trace.write(
         "end",
         steps=settings.steps,
+        best_step=best.step if best else settings.steps,
         loss=hex_float(loss_value),
         eval_loss=hex_float(trained.total.item()),
         eval_loss_by_codebook=[hex_float(v) for v in trained.by_codebook.tolist()],
@@ -213,7 +263,25 @@ def train(
         param=hex_norms(norms(parameters)),
         sketch=sketches(adapters),
     )
-    return TrainResult(first_loss, loss_value, sanitized)
+    return TrainResult(
+        loss_first=first_loss,
+        loss=loss_value,
+        sanitized=sanitized,
+        loss_smoothed=smoothed_loss(smoothed, settings.steps),
+        held_out_first=before.loss if before else None,
+        held_out=best.loss if best else None,
+        best_step=best.step if best else settings.steps,
+    )
+
+
+def smoothed_loss(total: float, step: int) -> float:
+    """The exponential moving average of the losses up to ``step``, from the sum that starts at zero (as Adam corrects
+    its moments; Kingma and Ba 2015)."""
+    return float(total / (1 - SMOOTHING**step))
+
+
+def _traced(measured: HeldOutLoss) -> dict[str, Any]:
+    return {"loss": hex_float(measured.loss), "loss_by_codebook": [hex_float(v) for v in measured.by_codebook]}
 
 
 def frozen_digest(model: Any) -> str:

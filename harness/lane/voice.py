@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from harness.base.files import show
-from harness.lane.adapter import BLOCKS, TAPS, attach, make_adapters
+from harness.lane.adapter import RANK, Attached, attach, make_adapters
 
 
 class VoiceError(Exception):
@@ -34,11 +34,11 @@ class AttachedVoice:
     """A voice that is attached to a model. ``meta``: what the checkpoint says of itself."""
 
     meta: dict[str, Any]
-    _handle: Any
+    _hooks: Attached
 
     def remove(self) -> None:
         """Take the adapters off: the model computes what it did before, to the bit."""
-        self._handle.remove()
+        self._hooks.remove()
 
 
 def model_fingerprint(lm: torch.nn.Module) -> str:
@@ -91,9 +91,8 @@ def read_voice(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, torch.Tens
         raise VoiceError(
             f"{show(path)}: found {type(error).__name__} ({reason}), expected a checkpoint of the lane"
         ) from None
-    found = (meta.get("blocks"), meta.get("taps"))
-    if found != (BLOCKS, TAPS):
-        raise VoiceError(f"{show(path)}: found an adapter of {found} blocks and taps, expected {(BLOCKS, TAPS)}")
+    if meta.get("rank") != RANK:
+        raise VoiceError(f"{show(path)}: found an adapter of rank {meta.get('rank', 'not named')}, expected {RANK}")
     return tensors, meta
 
 
@@ -112,7 +111,7 @@ def attach_voice(model: Any, checkpoint: str | os.PathLike[str]) -> AttachedVoic
                          "to the model that it was trained on, or train again")  # fmt: skip
     parameter = next(model.lm.parameters())
     dtype = parameter.dtype if parameter.dtype in (torch.float32, torch.float64) else torch.float32
-    adapters = make_adapters(model.lm.dim, 0, dtype=dtype, device=str(parameter.device))
+    adapters = make_adapters(model.lm, 0, dtype=dtype, device=str(parameter.device))
     try:
         adapters.load_state_dict(tensors)
     except RuntimeError as error:

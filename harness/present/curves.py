@@ -28,11 +28,14 @@ def losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
     finite = [(step, a) for step, a, _ in rows if math.isfinite(a)]
     broken = [str(step) for step, a, _ in rows if not math.isfinite(a)]
     first, last = rows[0], rows[-1]
-    says = f"Loss in {count(len(rows), 'step')}, from {first[1]:.4f} to {last[1]:.4f}."
+    says = f"Loss of each step's own batch in {count(len(rows), 'step')}, from {first[1]:.4f} to {last[1]:.4f}."
     if finite:
         says += f" Lowest {min(a for _, a in finite):.4f}, highest {max(a for _, a in finite):.4f}."
     series = [Series("this run", "run", [(float(step), a) for step, a, _ in rows], dots=True)]
     keys = [("this run", "run")]
+    for name, style, points in _learned(facts):
+        series.append(Series(name, style, points, dots=len(points) < len(rows)))
+        keys.append((name, style))
     band: list[tuple[float, float, float]] = []
     notes = [f"Not finite in step {', '.join(broken)}." if broken else ""]
     if recorded and tolerance is not None:
@@ -71,7 +74,35 @@ def losses(facts: Facts, verdict: Mapping[str, Any] | None) -> str:
             f"<p>On the first batch the loss was {facts.trace.start.loss:.4f} before the training and is "
             f"{facts.trace.end.eval_loss:.4f} after it.</p>"
         )
+    evaluated += _held_out(facts)
     return f'<section><h2>Loss</h2>{evaluated}\n<div class="charts">{body}</div>{numbers}</section>'
+
+
+def _learned(facts: Facts) -> list[tuple[str, str, list[tuple[float, float]]]]:
+    """The smoothed loss and the held-out loss, where the trace has them: name, style, points."""
+    if facts.trace is None or not facts.trace.has("start"):
+        return []
+    steps, before = facts.trace.steps, facts.trace.start.held_out
+    smoothed = [(float(s.step), float(s.loss_smoothed)) for s in steps if s.loss_smoothed is not None]
+    held_out = [(0.0, float(before.loss))] if before is not None else []
+    held_out += [(float(s.step), float(s.held_out.loss)) for s in steps if s.held_out is not None]
+    found = [("smoothed over the steps", "k3", smoothed), ("on held-out audio", "k2", held_out)]
+    return [one for one in found if one[2]]
+
+
+def _held_out(facts: Facts) -> str:
+    """What the training did for audio that it was not shown, in a sentence."""
+    trace = facts.trace
+    if trace is None or not trace.complete or trace.start.held_out is None:
+        return ""
+    before, step = trace.start.held_out.loss, trace.end.best_step
+    after = next((s.held_out.loss for s in trace.steps if s.step == step and s.held_out is not None), math.nan)
+    learned = "less: it learned something that holds" if after < before else "no less: it learned nothing that holds"
+    return (
+        f"<p>On audio that it was never trained on the loss was {before:.4f} before the training and is {after:.4f} "
+        f"with the checkpoint, {learned} for unheard audio of this voice. The checkpoint is that of step {step} of "
+        f"{trace.end.steps}, the best one on the held-out audio.</p>"
+    )
 
 
 def _distances(rows: Sequence[tuple[int, float, float | None]], tolerance: float) -> str:

@@ -260,7 +260,8 @@ src="data:audio/flac;base64,{html_base64(clip.data)}"></audio>
 def _provenance(facts: Facts) -> str:
     keys = (
         "run_id head_commit model_id model_digest dataset_digest tokens_digest settings_digest numeric_mode "
-        "numeric_class seed steps loss loss_first sanitized_logits checkpoint_sha256 checkpoint_tensor_digest "
+        "numeric_class seed steps loss loss_first loss_smoothed held_out_loss_first held_out_loss best_step "
+        "sanitized_logits checkpoint_sha256 checkpoint_tensor_digest "
         "python_version gpu_available audiocraft_import"
     ).split()
     rows = [(key.replace("_", " "), f"<code>{escape(facts.report(key))}</code>") for key in keys]

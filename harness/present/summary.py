@@ -48,7 +48,8 @@ _MARK = {
     NOT_APPLICABLE: "·",
 }
 _METRICS = (
-    "loss", "loss_first", "eval_loss", "checkpoint_tensor_digest", "numeric_mode", "numeric_class", "steps",
+    "loss", "loss_smoothed", "loss_first", "held_out_loss_first", "held_out_loss", "best_step", "eval_loss",
+    "checkpoint_tensor_digest", "numeric_mode", "numeric_class", "steps",
     "sanitized_logits", "head_commit",
 )  # fmt: skip
 

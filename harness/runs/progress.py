@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_TOLD = ("FAILED", "SKIPPED", "EQUAL", "ESTIMATE", "DOWNLOAD", "RESUMED", "HELDOUT")
+_TOLD = ("FAILED", "SKIPPED", "EQUAL", "ESTIMATE", "DOWNLOAD", "RESUMED")
 
 
 class Progress:
@@ -29,7 +29,11 @@ class Progress:
             self._say(f"lane: {word} {rest}")
         elif word == "PROGRESS" and len(fields) >= 2 and fields[0].isdigit() and fields[1].isdigit():
             done, total = int(fields[0]), int(fields[1])
-            if done in (1, total) or done % max(1, total // 8) == 0:
-                self._say(f"lane: train {done}/{total} {' '.join(fields[2:]).replace('LOSS', 'loss')}")
+            said = dict(zip(fields[2::2], fields[3::2], strict=False))
+            held_out = fields[fields.index("HELD_OUT") + 1 :][:2] if "HELD_OUT" in fields else []
+            if done in (1, total) or done % max(1, total // 8) == 0 or held_out:
+                text = f"lane: train {done}/{total} loss {said.get('LOSS', 'unknown')}"
+                text += f" (smoothed {said['SMOOTHED']})" if "SMOOTHED" in said else ""
+                self._say(text + (f", held out {held_out[0]} → {held_out[1]}" if len(held_out) == 2 else ""))
         elif word == "TOKENS" and len(fields) == 2 and fields[0] == fields[1]:
             self._say(f"lane: tokenised {fields[1]} chunks")

@@ -130,7 +130,7 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
     trainer.condition_tensors = lambda *_: conditions  # type: ignore[assignment]
     trainer.frozen_digest = lambda model: "0" * 64  # once a run, not once a step
     codes = np.random.default_rng(1).integers(0, CARD, size=(8, CODEBOOKS, tokens))
-    adapters = make_adapters(model.lm.dim, 0, dtype=dtype, device="cpu")
+    adapters = make_adapters(model.lm, 0, dtype=dtype, device="cpu")
     trace = Trace(settings)
     ended, rates = [], []
 

@@ -68,7 +68,7 @@ def test_price_of_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str
     tokens = TokenSet(torch.from_numpy(codes), [])
 
     def once() -> float:
-        adapters = make_adapters(model.lm.dim, 0, dtype=dtype, device="cpu")
+        adapters = make_adapters(model.lm, 0, dtype=dtype, device="cpu")
         settings.trace_path.unlink(missing_ok=True)
         trace = Trace(settings)
         started = time.process_time()

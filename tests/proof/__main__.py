@@ -15,6 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 COMMANDS = {
     "sensitivity": "how small a change is seen; docs/measurements/sensitivity.md",
+    "learning": "whether the lane learns what it was not shown; docs/measurements/learning.md",
     "universality": "whether the digest holds however it is computed; docs/measurements/universality.md",
     "mutation": "faults seeded in the lane, and which gates notice them",
     "false-alarms": "clean runs under all that must not matter",

@@ -19,8 +19,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lazy import Lazy
+from truth import load_model
 
 from harness.lane.errors import LaneError
+from harness.lane.held_out import Split
 from harness.lane.settings import read_settings
 
 if TYPE_CHECKING:
@@ -71,7 +73,9 @@ def planted(place: str, step: int, value: float, where: int, model: Any, adapter
 
     with ExitStack() as stack:
         if place in ("embedding", "adapter", "logits"):
-            module = {"embedding": model.lm.emb[0], "adapter": adapters[-1], "logits": model.lm.linears[0]}[place]
+            module = {"embedding": model.lm.emb[0], "adapter": adapters[-1].linear2, "logits": model.lm.linears[0]}[
+                place
+            ]
             stack.callback(module.register_forward_hook(after_forward).remove)
         elif place == "loss":
             real = torch.nn.functional.cross_entropy
@@ -82,7 +86,7 @@ def planted(place: str, step: int, value: float, where: int, model: Any, adapter
 
             stack.enter_context(mock.patch("torch.nn.functional.cross_entropy", cross_entropy))
         elif place == "gradient":
-            hook = adapters[0].taps.register_hook(lambda g: _spoil(g, value, where) if now() else None)
+            hook = adapters[0].linear1.down.register_hook(lambda g: _spoil(g, value, where) if now() else None)
             stack.callback(hook.remove)
         else:
             real_step = optimizer.AdamW.step
@@ -91,7 +95,7 @@ def planted(place: str, step: int, value: float, where: int, model: Any, adapter
                 result = real_step(adamw, *arguments, **options)
                 if now():
                     with torch.no_grad():
-                        adapters[1].gate.weight.copy_(_spoil(adapters[1].gate.weight, value, where))
+                        adapters[1].linear2.up.copy_(_spoil(adapters[1].linear2.up, value, where))
                 return result
 
             stack.enter_context(mock.patch.object(optimizer.AdamW, "step", step_and_spoil))
@@ -105,26 +109,29 @@ def train_with(
     chosen = {"LANE_RUN_DIR": str(folder), "LANE_NUMERICS": "native", "LANE_STEPS": str(STEPS), "LANE_BATCH": "2"}
     options = read_settings({**chosen, **variables})
     codes = torch.randint(0, 256, (5, 4, 12), generator=torch.Generator().manual_seed(1))
-    token_set = tokens.TokenSet(codes, [("0" * 64, 0)] * 5)
-    adapters = adapter.make_adapters(model.lm.dim, 0, dtype=torch.float32, device="cpu")
+    token_set = tokens.TokenSet(codes, [("0" * 64, 0)] * 5, 12)
+    split = Split([0, 1, 2, 3, 4], [])  # nothing is held out: each pass of the model is then a step
+    adapters = adapter.make_adapters(model.lm, 0, dtype=torch.float32, device="cpu")
     options.trace_path.unlink(missing_ok=True)  # it has no header, by which the lane would know it for its own
     trace = lane_trace.Trace(options)
     try:
         with plant(adapters):
-            result = trainer.train(options, model, adapters, token_set, trace, lambda done, total, loss: None)
+            result = trainer.train(options, model, adapters, token_set, split, trace, lambda now: None)
     finally:
         trace.publish()
-        model.lm.transformer._forward_pre_hooks.clear()  # a process that fails ends, and its hooks with it
+        for module in model.lm.transformer.modules():  # a process that fails ends, and its hooks with it
+            module._forward_pre_hooks.clear()
+            module._forward_hooks.clear()
     return result, [json.loads(line) for line in options.trace_path.read_text().splitlines()]
 
 
 NAMES = {
     "embedding": r"the tokens' embedding|logits without adapters",
-    "adapter": "the adapters' output",
+    "adapter": "the transformer's output",
     "logits": r"logits( without adapters| of the trained adapters)?",
     "loss": r"loss( without adapters| of the trained adapters)?",
-    "gradient": r"gradient of 0\.taps",
-    "parameter": r"parameter 1\.gate\.weight",
+    "gradient": r"gradient of 0\.linear1\.down",
+    "parameter": r"parameter 1\.linear2\.up",
 }
 
 
@@ -205,13 +212,14 @@ def test_what_the_sanitizer_hides_is_counted_against_its_limit(model: Any, tmp_p
 
 def test_parameter_that_only_float64_can_hold_is_no_checkpoint(tmp_path: Path) -> None:
     options = read_settings({"LANE_RUN_DIR": str(tmp_path)})
-    adapters = adapter.make_adapters(8, 0, dtype=torch.float64, device="cpu")
+    lm = load_model().lm
+    adapters = adapter.make_adapters(lm, 0, dtype=torch.float64, device="cpu")
     with torch.no_grad():
-        adapters[0].out.bias[3] = 1e39
+        adapters[0].linear1.up[3, 0] = 1e39
     with pytest.raises(LaneError) as caught:
-        checkpoint.write_checkpoint(options, adapters, keep_float64=True, fingerprint="0" * 64)
+        checkpoint.write_checkpoint(options, adapters, keep_float64=True, fingerprint="0" * 64, step=3)
     assert (caught.value.exit_code, caught.value.code) == (2, "non_finite")
-    assert "0.out.bias" in caught.value.cause
+    assert "0.linear1.up" in caught.value.cause
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -264,7 +272,7 @@ for what, reset in ((None, "1"), ("loss", "0"), ("loss", "1"), ("loss", "1"), ("
 print("CODES", codes)
 sys.exit(codes[-1])
 """
-FEW = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "60", "LANE_BATCH": "2"}
+FEW = {"LANE_STEPS": "3", "LANE_STRIDE_SECONDS": "60", "LANE_BATCH": "2", "LANE_HOLDOUT": "0"}
 CHECKPOINT = Path("checkpoints", "tts_voice_train_musicgen_nano.pt")
 
 
@@ -303,7 +311,7 @@ def test_non_finite_loss_is_text_in_strict_json(five_runs: Callable[[int], Path]
 def test_parameter_is_named_with_its_value(five_runs: Callable[[int], Path]) -> None:
     status = status_of(five_runs(5))
     assert re.fullmatch(
-        r"non_finite: parameter 0\.decay is -inf \(at \[1\] of \[128\]\) at step 2", status["root_cause"]
+        r"non_finite: parameter 0\.linear1\.down is -inf \(at \[1, 0\] of \[8, 128\]\) at step 2", status["root_cause"]
     )
     assert isinstance(status["loss"], float)  # the loss of the step was sound
     assert not (five_runs(5) / CHECKPOINT).exists()

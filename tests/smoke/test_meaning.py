@@ -14,7 +14,7 @@ import pytest
 from truth import Truth
 
 from harness.evidence import RunEvidence
-from harness.gates.training import Measured
+from harness.gates.training import Measured, held_out_of
 
 pytestmark = pytest.mark.smoke
 
@@ -89,6 +89,36 @@ def test_checkpoint_gives_the_loss_that_training_ended_with(
     )
 
 
+def test_held_out_loss_is_the_models_own_on_the_audio(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
+    """The held-out loss, before the training and of the checkpoint, is audiocraft's model's own on that audio."""
+    from harness.lane.adapter import attach
+    from harness.lane.checkpoint import load_adapters
+
+    before, after = held_out_of(lane_run)
+    mode = lane_run.trace.header.mode
+    limit = max(LIMITS[mode], 1e-6)  # the checkpoint is rounded to float32
+    if not truth.is_exact:
+        limit = max(limit, 0.01)  # a resampler of another make moves a few tokens
+    adapters = truth.fresh_adapters()
+    load_adapters(lane_run.checkpoint_path, adapters)
+    codes = truth.held_out_codes
+    without = truth.losses(codes).numpy()
+    hooks = attach(truth.model.lm, adapters)
+    trained = truth.losses(codes).numpy()
+    hooks.remove()
+    written = dict(after)[lane_run.trace.end.best_step]
+    said = {"before the training": (before, without), "of the checkpoint": (written, trained)}
+    worst = 0.0
+    for when, (told, expected) in said.items():
+        apart = np.abs(np.array([told.loss, *told.loss_by_codebook]) - [expected.mean(), *expected]) / expected.mean()
+        worst = max(worst, float(apart.max()))
+        assert float(apart.max()) <= limit, (
+            f"{when} the held-out loss is said to be {told.loss!r}; the model's own on that audio is "
+            f"{expected.mean()!r}"
+        )
+    measured(f"at most {worst:.1e} apart, relatively; {limit:.0e} allowed")
+
+
 def test_every_adapter_tensor_moved(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
     """The training moved every tensor of the adapter away from where it starts."""
     start = {name: value.detach().float().numpy() for name, value in truth.fresh_adapters().state_dict().items()}
@@ -103,12 +133,17 @@ def test_fresh_adapters_are_the_identity(lane_run: RunEvidence, truth: Truth, me
     """Adapters as the lane makes them, before any training, change no bit of what passes through."""
     import torch
 
-    x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 50, truth.model.lm.dim)))
-    y = x
-    for adapter in truth.fresh_adapters():
-        y = adapter(y)
-    measured(f"{int((x != y).sum())} of {x.numel():,} values changed")
-    assert torch.equal(x, y), "fresh adapters change their input"
+    from harness.lane.adapter import attach
+
+    hooks = attach(truth.model.lm, truth.fresh_adapters())
+    with torch.no_grad():
+        fresh = truth.model.lm.compute_predictions(truth.codes, [], truth.conditions).logits
+    hooks.remove()
+    with torch.no_grad():
+        without = truth.model.lm.compute_predictions(truth.codes, [], truth.conditions).logits
+    changed = int((fresh.nan_to_num() != without.nan_to_num()).sum())
+    measured(f"{changed} of {fresh.numel():,} logits changed")
+    assert changed == 0, "fresh adapters change the model's logits"
 
 
 def test_adapter_is_causal(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.smoke
 SHIPPED_SOURCE = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source"
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
 MORE_SUFFIXES = (".opus", ".oga", ".aif", ".aiff", ".w64", ".caf", ".au", ".mp2")  # of these some hold what is not read
-CHECKPOINT_META = set("lane promotable model_id model_fingerprint adapter blocks taps seed steps".split())
+CHECKPOINT_META = set("lane promotable model_id model_fingerprint adapter rank seed steps best_step".split())
 
 
 def test_every_recording_is_in_the_data_set(lane_run: RunEvidence, measured: Measured) -> None:
@@ -74,5 +74,6 @@ def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: 
     assert set(meta) == CHECKPOINT_META, (
         f"other keys than the checkpoint's: {', '.join(sorted(set(meta) ^ CHECKPOINT_META))}"
     )
-    said = {"seed": header.seed, "steps": header.steps, "model_id": lane_run.report["model_id"]}
+    best = lane_run.trace.end.best_step
+    said = {"seed": header.seed, "steps": header.steps, "best_step": best, "model_id": lane_run.report["model_id"]}
     assert {name: meta[name] for name in said} == said, "the checkpoint is of other settings"

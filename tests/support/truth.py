@@ -93,21 +93,24 @@ def stretch(path: Path, first: int, last: int) -> Array:
 
 
 class Truth:
-    """What the first batch must be. Everything is computed when it is first asked for, so that an error is a test's
-    own."""
+    """What chunks of the audio must be: of the first batch, and of what is held out. Everything is computed when it is
+    first asked for, so that an error is a test's own."""
 
     def __init__(self, model: Any, run: RunEvidence) -> None:
         self.model = model
         self.run = run
 
-    @cached_property
-    def chunks(self) -> list[tuple[Path, int]]:
-        """The first batch's chunks: each one's file, and its first sample at the model's rate."""
+    def places(self, ids: list[int]) -> list[tuple[Path, int]]:
+        """Of each of these chunks the file, and the first sample at the model's rate."""
         trace, manifest = self.run.trace, self.run.manifest
         folder = self.run.path_of("manifest").parent
         files = {entry.sha256: folder / entry.target for entry in manifest.entries}
-        chunks = [trace.tokens.chunks[i] for i in trace.steps[0].chunks]
-        return [(files[chunk.file], chunk.start) for chunk in chunks]
+        return [(files[trace.tokens.chunks[i].file], trace.tokens.chunks[i].start) for i in ids]
+
+    @cached_property
+    def chunks(self) -> list[tuple[Path, int]]:
+        """The first batch's chunks."""
+        return self.places(self.run.trace.steps[0].chunks)
 
     @property
     def is_exact(self) -> bool:
@@ -119,28 +122,42 @@ class Truth:
     @cached_property
     def waves(self) -> Array:
         """The first batch's audio, mono at the model's rate: float64 ``[batch, samples]``. Reads no more than that."""
+        return self.waves_of(self.chunks)
+
+    def waves_of(self, places: list[tuple[Path, int]]) -> Array:
+        """The audio of chunks at these places, as ``waves``."""
         samples = self.run.trace.tokens.shape[2] * round(self.model.sample_rate / self.model.frame_rate)
-        return np.stack([resampled(path, self.model.sample_rate, start, samples) for path, start in self.chunks])
+        return np.stack([resampled(path, self.model.sample_rate, start, samples) for path, start in places])
 
     @cached_property
     def codes(self) -> Any:
         """The codec's tokens of ``waves``: int64 ``[batch, codebooks, frames]``."""
+        return self.encoded(self.waves)
+
+    @cached_property
+    def held_out_codes(self) -> Any:
+        """The codec's tokens of the chunks that the held-out loss is measured on."""
+        return self.encoded(self.waves_of(self.places(self.run.trace.start.held_out_chunks)))
+
+    def encoded(self, waves: Array) -> Any:
+        """The codec's tokens of audio ``[batch, samples]``."""
         import torch
 
         with torch.no_grad():
-            return torch.cat(
-                [self.model.compression_model.encode(w[None, None])[0] for w in torch.from_numpy(self.waves)]
-            )
+            return torch.cat([self.model.compression_model.encode(w[None, None])[0] for w in torch.from_numpy(waves)])
 
-    @cached_property
+    @property
     def conditions(self) -> Any:
-        """The text condition of the batch."""
+        """The text condition of the first batch."""
+        return self.conditions_of(len(self.run.trace.steps[0].chunks))
+
+    def conditions_of(self, batch: int) -> Any:
+        """The text condition of so many chunks."""
         import torch
         from audiocraft.modules.conditioners import ConditioningAttributes
 
         provider = self.model.lm.condition_provider
         text = {"description": self.run.status.settings["description"]}
-        batch = len(self.run.trace.steps[0].chunks)
         with torch.no_grad():
             return provider(provider.tokenize([ConditioningAttributes(text=dict(text)) for _ in range(batch)]))
 
@@ -149,7 +166,7 @@ class Truth:
         import torch
 
         with torch.no_grad():
-            output = self.model.lm.compute_predictions(codes, [], self.conditions)
+            output = self.model.lm.compute_predictions(codes, [], self.conditions_of(len(codes)))
         by_codebook = []
         for k in range(codes.shape[1]):
             valid = output.mask[:, k]
@@ -162,4 +179,4 @@ class Truth:
 
         from harness.lane.adapter import make_adapters
 
-        return make_adapters(self.model.lm.dim, self.run.trace.header.seed, dtype=torch.float64, device="cpu")
+        return make_adapters(self.model.lm, self.run.trace.header.seed, dtype=torch.float64, device="cpu")
