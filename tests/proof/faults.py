@@ -20,6 +20,7 @@ FAMILIES = {
     "adapter": "what the adapter computes, and what is trained",
     "optimizer": "how gradients become an update",
     "model": "the frozen model and its precision",
+    "held out": "what is never trained on, and what is measured on it",
     "checkpoint": "what is written of the result",
     "report": "what the run says of itself",
 }
@@ -76,7 +77,17 @@ def lane(file: str, old: str, new: str) -> Edit:
 
 def faults() -> list[Fault]:
     """Every fault, family by family."""
-    found = [*_data(), *_order(), *_objective(), *_adapter(), *_optimizer(), *_model(), *_checkpoint(), *_report()]
+    found = [
+        *_data(),
+        *_order(),
+        *_objective(),
+        *_adapter(),
+        *_optimizer(),
+        *_model(),
+        *_held_out(),
+        *_checkpoint(),
+        *_report(),
+    ]
     names = [fault.name for fault in found]
     assert len(set(names)) == len(names), "two faults of one name"
     assert {fault.family for fault in found} == set(FAMILIES)
@@ -185,7 +196,7 @@ def _data() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-PERMUTED = "waiting += draws.permutation(chunks)"
+PERMUTED = "waiting += [chunks[index] for index in draws.permutation(len(chunks))]"
 ORDER = 'draws = Draws(settings.seed, "order")'
 
 
@@ -193,7 +204,7 @@ def _order() -> Iterator[Fault]:
     yield Fault(
         "one chunk repeated", "chunks are drawn with replacement", "order",
         (lane("trainer.py", PERMUTED,
-              "waiting += [int(value) for value in (draws.uniform((chunks,), 0.5) + 0.5) * chunks]"),),
+              "waiting += [chunks[int(v * len(chunks))] for v in draws.uniform((len(chunks),), 0.5) + 0.5]"),),
         CHUNKS, "left out or repeated",
     )  # fmt: skip
     yield Fault(
@@ -203,26 +214,22 @@ def _order() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "order by hash", "the order of chunks depends on Python's hash seed", "order",
-        (lane("trainer.py", PERMUTED, "waiting += sorted(draws.permutation(chunks), key=lambda i: hash(str(i)))"),),
+        (lane("trainer.py", PERMUTED, "waiting += sorted(chunks, key=lambda i: hash(str(i)))"),),
         SAME_LOSS, "nondeterministic", trains=True,
     )  # fmt: skip
     yield Fault(
         "not shuffled", "chunks come in the order of the files", "order",
-        (lane("trainer.py", PERMUTED, "waiting += range(chunks)"),),
+        (lane("trainer.py", PERMUTED, "waiting += chunks"),),
         SAME_LOSS, "step 1 of 24, phase data",
     )  # fmt: skip
     yield Fault(
         "last batch dropped", "what is left of an epoch and fills no batch is thrown away", "order",
-        (lane("trainer.py", PERMUTED, "waiting = draws.permutation(chunks)"),),
+        (lane("trainer.py", PERMUTED, "waiting = [chunks[index] for index in draws.permutation(len(chunks))]"),),
         CHUNKS, "repeat", data="mixed",
     )  # fmt: skip
     yield Fault(
         "smaller last batch", "the last batch of an epoch is what is left", "order",
-        (
-            lane("trainer.py", "while len(waiting) < settings.batch:", "if not waiting:"),
-            lane("trainer.py", "compute_predictions(codes, [], conditions)",
-                 "compute_predictions(codes, [], condition_tensors(model, settings.description, len(codes)))"),
-        ),
+        (lane("trainer.py", "while len(waiting) < settings.batch:", "if not waiting:"),),
         CHUNKS, "a whole batch", data="mixed",
     )  # fmt: skip
     yield Fault(
@@ -304,31 +311,27 @@ def _objective() -> Iterator[Fault]:
 
 
 ATTACH = "hooks = [attach(model.lm, adapters, watch), *give_back_on_the_way(model.lm.transformer, find_trim())]"
-NORMED = "normed = F.layer_norm(x, x.shape[-1:])"
+ADDED = "added: Tensor = adapter(given[0])"
 FREEZE = "module.requires_grad_(False)"
 NOT_CAUSAL = "moves logits before it"
 
 
 def _adapter() -> Iterator[Fault]:
     yield Fault(
-        "circular FFT", "the filter's FFT is not padded: what comes last wraps around to the beginning", "adapter",
-        (lane("adapter.py", "size = time + TAPS", "size = time"),),
+        "one token ahead", "the adapters' output is that of the next position", "adapter",
+        (lane("adapter.py", ADDED, f"{ADDED}.roll(-1, dims=1)"),),
         CAUSAL, NOT_CAUSAL,
     )  # fmt: skip
     yield Fault(
-        "one token ahead", "the filter's output is cut out one position too late", "adapter",
-        (lane("adapter.py", "[:, :time]", "[:, 1 : time + 1]"),),
+        "mean over time", "the adapters see the mean over all positions beside their own", "adapter",
+        (lane("adapter.py", ADDED, "added: Tensor = adapter(given[0] + given[0].mean(dim=1, keepdim=True))"),),
         CAUSAL, NOT_CAUSAL,
     )  # fmt: skip
     yield Fault(
-        "norm over time", "LayerNorm's statistics are taken over time too", "adapter",
-        (lane("adapter.py", NORMED, "normed = F.layer_norm(x, x.shape[-2:])"),),
-        CAUSAL, NOT_CAUSAL,
-    )  # fmt: skip
-    yield Fault(
-        "no identity", "the residual path goes through LayerNorm: fresh adapters change the model", "adapter",
-        (lane("adapter.py", "return x + gate * branch", "return normed + gate * branch"),),
-        "fresh_adapters_are_the_identity", "change their input",
+        "not the identity at the start", "the second factor starts with random values in place of zero", "adapter",
+        (lane("adapter.py", "torch.zeros(outputs, RANK, dtype=torch.float64)",
+              "torch.from_numpy(draws.uniform((outputs, RANK), 0.01))"),),
+        "fresh_adapters_are_the_identity", "change the model's logits",
     )  # fmt: skip
     yield Fault(
         "not attached", "the adapters are taken off again, and the base model is not frozen", "adapter",
@@ -337,43 +340,45 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "attached with a scale of zero", "the adapters' output is multiplied by zero", "adapter",
-        (lane("adapter.py", "else adapter(x)", "else x + 0.0 * (adapter(x) - x)"),),
+        (lane("adapter.py", "return output + added.to(output.dtype)", "return output + 0.0 * added.to(output.dtype)"),),
         "loss_falls", "fell by 0.0000",
     )  # fmt: skip
     yield Fault(
-        "attached twice", "the hook is registered twice: each adapter is applied two times", "adapter",
+        "attached twice", "the hooks are registered twice: each adapter is applied two times", "adapter",
         (lane("trainer.py", ATTACH, f"attach(model.lm, adapters, watch)\n    {ATTACH}"),),
         GIVES_LOSS, "the lane says",
     )  # fmt: skip
     yield Fault(
-        "one block of two attached", "only the first block is applied", "adapter",
-        (lane("adapter.py", "enumerate(adapters):", "enumerate(adapters[:1]):"),),
-        COMPLETED, "1.decay has no gradient",
+        "one layer of three attached", "only the first layer's adapters are applied", "adapter",
+        (lane("adapter.py", "zip(lm.transformer.layers, adapters, strict=True)",
+              "zip(lm.transformer.layers, adapters[:1])"),),
+        COMPLETED, "1.linear1.down has no gradient",
     )  # fmt: skip
     yield Fault(
-        "gate detached", "the gate is detached from the graph", "adapter",
-        (lane("adapter.py", "torch.sigmoid(self.gate(normed))", "torch.sigmoid(self.gate(normed)).detach()"),),
-        COMPLETED, "gate.bias has no gradient",
+        "first factor detached", "the first factor is detached from the graph", "adapter",
+        (lane("adapter.py", "@ self.down.T @", "@ self.down.T.detach() @"),),
+        COMPLETED, "0.linear1.down has no gradient",
     )  # fmt: skip
     yield Fault(
-        "input detached", "the branch's input is detached: no gradient from the second block's branch to the first",
+        "input detached", "the adapters' input is detached: no gradient through one layer's adapter to those before",
         "adapter",
-        (lane("adapter.py", NORMED, f"{NORMED}.detach()"),),
+        (lane("adapter.py", ADDED, "added: Tensor = adapter(given[0].detach())"),),
         SAME_CHECKPOINT, "phase backward",
     )  # fmt: skip
     yield Fault(
         "dropout left on", "the adapter has a dropout that no evaluation turns off", "adapter",
-        (lane("adapter.py", "self.filter(normed)", "self.filter(F.dropout(normed, 0.1))"),),
+        (lane("adapter.py", ADDED, "added: Tensor = adapter(nn.functional.dropout(given[0], 0.1))"),),
         GIVES_LOSS, "the lane says",
     )  # fmt: skip
     yield Fault(
         "one tensor frozen", "the optimizer is not given one of the adapters' tensors", "adapter",
-        (lane("trainer.py", "parameters.values(),\n", '[p for n, p in parameters.items() if n != "1.decay"],\n'),),
-        MOVED, "1.decay",
+        (lane("trainer.py", "parameters.values(),\n",
+              '[p for n, p in parameters.items() if n != "1.linear2.down"],\n'),),
+        MOVED, "1.linear2.down",
     )  # fmt: skip
     yield Fault(
         "fresh adapters of another seed", "the seed of the adapters' initialisation is a constant", "adapter",
-        (lane("recipe.py", "make_adapters(model.lm.dim, settings.seed,", "make_adapters(model.lm.dim, 1234,"),),
+        (lane("recipe.py", "make_adapters(model.lm, settings.seed,", "make_adapters(model.lm, 1234,"),),
         SAME_CHECKPOINT, "phase start",
     )  # fmt: skip
     yield Fault(
@@ -468,8 +473,65 @@ def _model() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-WRITTEN = "run.checkpoint = write_checkpoint(settings, adapters, "
-PROGRESS = "        def progress(done: int, total: int, loss: float) -> None:\n"
+SPLIT = "split = split_chunks(tokens.sources, tokens.samples, settings.holdout)"
+HELD_OUT = "held_out_audio_is_never_trained_on"
+HELD_OUT_LOSS = "held_out_loss_is_the_models_own_on_the_audio"
+BEST = "checkpoint_is_the_best_by_held_out_loss"
+
+
+def _held_out() -> Iterator[Fault]:
+    yield Fault(
+        "held-out chunks trained on", "every chunk is trained on, held out or not", "held out",
+        (lane("trainer.py", "chunk_order(settings, split.train)", "chunk_order(settings, range(len(tokens.codes)))"),),
+        HELD_OUT, "overlaps held-out audio",
+    )  # fmt: skip
+    yield Fault(
+        "overlapping chunks trained on", "with a stride of half a chunk, what overlaps held-out audio is trained on",
+        "held out",
+        (
+            lane("tokens.py", "round(settings.stride_seconds * rate)", "round(settings.stride_seconds * rate / 2)"),
+            lane("held_out.py", "start + length <= begins[file]]", "start < begins[file]]"),
+        ),
+        HELD_OUT, "overlaps held-out audio",
+    )  # fmt: skip
+    yield Fault(
+        "held-out loss on training chunks", "the held-out loss is computed on chunks that are trained on", "held out",
+        (
+            lane("trainer.py", "range(0, len(split.measured), settings.batch)",
+                 "range(0, len(split.train[:10]), settings.batch)"),
+            lane("trainer.py", "tokens.codes[split.measured[first : first + settings.batch]]",
+                 "tokens.codes[split.train[first : min(10, first + settings.batch)]]"),
+        ),
+        HELD_OUT_LOSS, "the model's own on that audio",
+    )  # fmt: skip
+    yield Fault(
+        "held-out loss a mean of means", "the held-out loss is the mean over batches, also of the smaller last one",
+        "held out",
+        (
+            lane("trainer.py", "loss.by_codebook.double() * loss.valid", "loss.by_codebook.double()"),
+            lane("trainer.py", "counts + loss.valid.cpu()", "counts + 1"),
+        ),
+        HELD_OUT_LOSS, "the model's own on that audio",
+    )  # fmt: skip
+    yield Fault(
+        "last checkpoint written", "the last adapters are written, and not the best by held-out loss; the last steps "
+        "do harm", "held out",
+        (
+            lane("trainer.py", "    if best is not None:\n        adapters.load_state_dict(best_adapters)\n", ""),
+            lane("trainer.py", "optimizer.lr = learning_rate(settings, step)",
+                 "optimizer.lr = learning_rate(settings, step) * (1 if step < 17 else 40)"),
+        ),
+        BEST, "is not what step",
+    )  # fmt: skip
+    yield Fault(
+        "nothing held out", "the share to hold out is read and not used", "held out",
+        (lane("recipe.py", SPLIT, "split = split_chunks(tokens.sources, tokens.samples, 0.0)"),),
+        HELD_OUT, "no held-out loss",
+    )  # fmt: skip
+
+
+WRITTEN = "run.checkpoint = write_checkpoint(\n        settings, adapters, "
+PROGRESS = "        def progress(now: Progress) -> None:\n"
 SERIALISED = '_serialise({"adapter": tensors, "meta": meta})'
 ROUNDED = "tensors = adapter_tensors(adapters, torch.float32)"
 
@@ -489,15 +551,15 @@ def _checkpoint() -> Iterator[Fault]:
         "initial weights saved", "the checkpoint holds the adapters as they were before training", "checkpoint",
         (
             lane("recipe.py", WRITTEN,
-                 "run.checkpoint = write_checkpoint(settings, make_adapters(model.lm.dim, settings.seed, "
+                 "run.checkpoint = write_checkpoint(settings, make_adapters(model.lm, settings.seed, "
                  "dtype=adapter_dtype, device=settings.device), "),
         ),
         ENDED_WITH, "as the trace says",
     )  # fmt: skip
     yield Fault(
         "a tensor left out", "one tensor does not get into the checkpoint", "checkpoint",
-        (lane("checkpoint.py", "for name in sorted(state)}", 'for name in sorted(state) if name != "1.gate.bias"}'),),
-        ENDED_WITH, "1.gate.bias",
+        (lane("checkpoint.py", "for name in sorted(state)}", 'for name in sorted(state) if name != "1.linear1.up"}'),),
+        ENDED_WITH, "1.linear1.up",
     )  # fmt: skip
     yield Fault(
         "NaN in an unused tensor", "a buffer that nothing uses holds NaN", "checkpoint",
@@ -537,7 +599,7 @@ STATUS_WRITTEN = "failure = _write_status(settings, run, failure)\n"
 ENVIRONMENT_WRITTEN = (
     'write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))'
 )
-RESULT = "return TrainResult(first_loss, loss_value, sanitized)"
+RESULT = "        loss=loss_value,\n        sanitized=sanitized,"
 OUTCOME = '{"interrupted": "failed"}.get(status, status)'
 
 
@@ -554,12 +616,12 @@ def _report() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "loss of another step", "the first loss is reported as the last", "report",
-        (lane("trainer.py", RESULT, "return TrainResult(first_loss, first_loss, sanitized)"),),
+        (lane("trainer.py", RESULT, RESULT.replace("loss_value", "first_loss")),),
         "loss_is_the_same_in_status_report_and_trace", "as train_status.json says",
     )  # fmt: skip
     yield Fault(
         "smoothed loss", "a moving average is reported as the loss", "report",
-        (lane("trainer.py", RESULT, "return TrainResult(first_loss, 0.9 * first_loss + 0.1 * loss_value, sanitized)"),),
+        (lane("trainer.py", RESULT, RESULT.replace("loss_value", "smoothed_loss(smoothed, settings.steps)")),),
         "loss_is_the_same_in_status_report_and_trace", "as train_status.json says",
     )  # fmt: skip
     yield Fault(
@@ -584,8 +646,8 @@ def _report() -> Iterator[Fault]:
                  "        with contextlib.suppress(LaneError):\n            result = train("),
             lane("recipe.py", "    run.loss, run.loss_first, run.sanitized = result.loss,",
                  "    if result:\n        run.loss, run.loss_first, run.sanitized = result.loss,"),
-            lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions)",
-                 "output = model.lm.compute_predictions(codes, [], conditions)\n"
+            lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))",
+                 "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))\n"
                  "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),
         ),
         "status_file_is_valid_and_completed", "found no step after",

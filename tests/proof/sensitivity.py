@@ -31,8 +31,8 @@ DOCUMENT = MEASUREMENTS / "sensitivity.md"
 TRAINER = "harness/lane/trainer.py"
 RATE = "optimizer.lr = learning_rate(settings, step)"
 CODES = "        codes = tokens.codes[chunks].to(device)\n"
-PREDICT = "output = model.lm.compute_predictions(codes, [], conditions)"
-FILTERED = "self.out(self.filter(normed))"
+PREDICT = "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))"
+ADAPTED = "x.to(self.down.dtype) @ self.down.T @ self.up.T"
 DIGEST = "    base_digest = frozen_digest(model)\n"
 MATH_KERNEL = "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
 NATIVE = {"LANE_NUMERICS": "native"}
@@ -60,7 +60,7 @@ CASES = (
     Case(
         "dropout 0.01 in the adapter",
         (
-            Edit("harness/lane/adapter.py", FILTERED, "self.out(F.dropout(self.filter(normed), 0.01))"),
+            Edit("harness/lane/adapter.py", ADAPTED, f"nn.functional.dropout({ADAPTED}, 0.01)"),
             Edit(TRAINER, DIGEST, f"{DIGEST}    torch.manual_seed(0)\n"),
         ),
     ),
@@ -80,8 +80,8 @@ CASES = (
             ),
             Edit(
                 "harness/lane/adapter.py",
-                "return x + gate * branch",
-                "return gate * branch + x",
+                "return output + added.to(output.dtype)",
+                "return added.to(output.dtype) + output",
             ),
         ),
         seen=False,
