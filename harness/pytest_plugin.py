@@ -77,8 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from None
     if hasattr(config, "workerinput"):
         return
-    collector = register(config, lambda: run_that_was_left(config))
-    config.stash[APPLICABLE] = Applicable(collector)
+    config.stash[APPLICABLE] = Applicable(register(config, lambda: run_that_was_left(config)))
     config.pluginmanager.register(config.stash[APPLICABLE], "lane-applicable")
     config.pluginmanager.register(ToldOnce(), "lane-told-once")
 
@@ -240,7 +239,7 @@ def _further(runs: FurtherRuns | None, which: str) -> Callable[[], RunEvidence]:
 
 @pytest.fixture(scope="session")
 def lane_again(further_runs: FurtherRuns | None) -> Callable[[], RunEvidence]:
-    """Gives the evidence of a second run of the lane, which takes place once a session."""
+    """Gives the evidence of a second run of the lane, once a session."""
     return _further(further_runs, "repeated")
 
 
@@ -286,9 +285,11 @@ def baseline_gates(
 
 
 @pytest.fixture
-def baseline(request: pytest.FixtureRequest, baseline_gates: Gates) -> BaselineFactory:
+def baseline(request: pytest.FixtureRequest) -> BaselineFactory:
     """The recorded baseline, part by part: ``assert lane_run == baseline("loss")``."""
-    return baseline_factory(request, baseline_gates)
+    if request.config.getoption("--no-baseline"):
+        pytest.skip(f"{NOT_APPLICABLE}: --no-baseline: the run is compared with no recording")
+    return baseline_factory(request, request.getfixturevalue("baseline_gates"))
 
 
 @pytest.fixture
@@ -366,9 +367,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """With pytest-xdist: learn from a worker where the session's run lies."""
-    output = getattr(node, "workeroutput", {})
-    if "lane_run" in output:
-        run_dir, *rest = output["lane_run"]
+    if told := getattr(node, "workeroutput", {}).get("lane_run"):
+        run_dir, *rest = told
         node.config.stash[RUN] = SessionRun(Path(run_dir), *rest)
 
 

@@ -25,7 +25,7 @@ from harness.baselines.differences import (
 )
 from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run, shown
 from harness.baselines.store import Store
-from harness.baselines.verdict import RECORD, Kind, Verdict
+from harness.baselines.verdict import GATES_COMMAND, RECORD, Kind, Verdict
 from harness.evidence import EvidenceError, RunEvidence
 
 BITS = Rule("to the bit", digests=True, loss=0.0, tensor=0.0)
@@ -301,6 +301,9 @@ def _incomparable(result: Result, others: Sequence[Baseline], store: Store, note
     if "settings_digest" in fields:
         changes += settings_changed(result, nearest.result)
     kinds = " and ".join(words[name] for name in fields)
+    otherwise = f"record: {RECORD}"
+    if "dataset_digest" in fields:  # a change of data that nobody meant must not be recorded on the way
+        otherwise = f"for audio of your own, of which nothing is recorded: {GATES_COMMAND} --no-baseline"
     return Verdict(
         "incomparable",
         f"no recording has this run's {kinds}",
@@ -308,7 +311,7 @@ def _incomparable(result: Result, others: Sequence[Baseline], store: Store, note
         moved=changes,
         cause=f"against {nearest.path.name} ({nearest.recorded}), other {kinds}: its result is no measure for this run",
         notes=notes,
-        next_command=f"undo the change of {kinds}, or record: {RECORD}",
+        next_command=f"undo the change of {kinds}, or {otherwise}",
     )
 
 

@@ -63,6 +63,14 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def peak_gpu_memory_bytes() -> int | None:
+    """The most that torch has held of the GPU's memory; None where it computed on a CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
 def peak_memory_bytes() -> int:
     """The largest resident size of this process so far. (``ru_maxrss`` may be the size of the process that started
     this one.)"""

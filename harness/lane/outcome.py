@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.base.files import atomic_write, drop_unfinished, holds_run, is_lfs_pointer, kind_at, show, write_json
 from harness.base.report import one_line, render_report
 from harness.lane.console import complain, say
-from harness.lane.environment import head_commit, peak_memory_bytes
+from harness.lane.environment import head_commit, peak_gpu_memory_bytes, peak_memory_bytes
 from harness.lane.errors import LaneError
 from harness.lane.failure import failure_of
 from harness.lane.outputs import remove_earlier
@@ -113,6 +113,7 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
         "checkpoint_sha256": run.checkpoint["sha256"] if run.checkpoint else None,
         "checkpoint_tensor_digest": run.checkpoint["tensor_digest"] if run.checkpoint else None,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
         "started_at": run.started_at,
         "finished_at": now(),
         "settings": {} if run.settings_refused else settings.meaning(),

@@ -104,7 +104,8 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     dtype = apply_mode(settings.numerics, settings.threads)
     run.values["numeric_class"] = numeric_class()
     write_json(settings.environment_path, describe_environment(settings, run.values["numeric_class"]))
-    model, model_digest = load_model(settings, dtype, say)
+    # A GPU holds the frozen model in float16, as it is on the hub; adapters and loss are float32 there.
+    model, model_digest = load_model(settings, dtype if settings.device == "cpu" else torch.float16, say)
     run.values["model_digest"] = model_digest
     fingerprint = model_fingerprint(model.lm)
     gc.enable()
@@ -124,8 +125,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     model.compression_model = codec = None  # its memory, 0.23 GB of encodec_32khz, is the training's now
 
     run.enter("adapt")
-    adapter_dtype = dtype if settings.device == "cpu" else torch.float32
-    adapters = make_adapters(model.lm, settings.seed, dtype=adapter_dtype, device=settings.device)
+    adapters = make_adapters(model.lm, settings.seed, dtype=dtype, device=settings.device)
 
     run.enter("train")
     run.states = StateFile(settings, identity_of(settings, run.values))

@@ -41,5 +41,8 @@ def apply_mode(mode: str, threads: int) -> torch.dtype:
     # Without this, deterministic mode fills every fresh tensor: 40 % of the time of a float64 encoding (measured).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False
+    # Of the attention kernels on a GPU these two have no deterministic backward pass.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.allow_tf32 = False
     return torch.float64 if mode == "universal" else torch.float32

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,7 +116,8 @@ def gates_command(config: pytest.Config) -> str:
     lane = session_lane(config)
     settings = {} if lane is None else lane.variables_set()
     words = [f"{name}={shlex.quote(value)}" for name, value in settings.items() if name != "LANE_RUN_ID"]
-    words.append("python3 -m harness run" if REPORT_SHOWN in os.environ else GATES_COMMAND)
+    by_itself = GATES_COMMAND if shutil.which("pytest") else f"{shlex.quote(sys.executable)} -m {GATES_COMMAND}"
+    words.append("python3 -m harness run" if REPORT_SHOWN in os.environ else by_itself)
     if (store := config.getoption("--baselines")) != "baselines":
         words.append(f"--baselines={shlex.quote(store)}")
     named = config.args_source is config.ArgsSource.ARGS and config.invocation_params.dir != config.rootpath

@@ -44,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where the recorded baselines lie, relative to the root directory; default: baselines",
     )
     group.addoption(
+        "--no-baseline",
+        action="store_true",
+        help="hold the run to every gate but the recording: for audio of your own, of which nothing is recorded",
+    )
+    group.addoption(
         "--baseline-reason",
         metavar="TEXT",
         help="why the result is right; with --snapshot-update, which records the run as the new baseline",
@@ -89,5 +94,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Begin again, with a command line that leads pytest to the same root directory with and without our options."""
     if not config.stash.get(ASTRAY, False):
+        if config.getoption("--no-baseline") and config.getoption("--snapshot-update", default=False):
+            raise pytest.UsageError("--no-baseline compares with no recording, --snapshot-update makes one: choose one")
         return None
     return pytest.main(joined(config.invocation_params.args), plugins=config.invocation_params.plugins)

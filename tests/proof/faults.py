@@ -295,7 +295,7 @@ def _objective() -> Iterator[Fault]:
     yield Fault(
         "loss scaled", "the loss is scaled by 1/4 before the backward pass, as if batches were accumulated",
         "objective",
-        (lane("trainer.py", "loss.total.backward()", "(loss.total / 4).backward()"),),
+        (lane("trainer.py", "(loss.total * scale).backward()", "(loss.total / 4).backward()"),),
         SAME_LOSS, "step 1 of 24, phase backward",
     )  # fmt: skip
     yield Fault(
@@ -552,7 +552,7 @@ def _checkpoint() -> Iterator[Fault]:
         (
             lane("recipe.py", WRITTEN,
                  "run.checkpoint = write_checkpoint(settings, make_adapters(model.lm, settings.seed, "
-                 "dtype=adapter_dtype, device=settings.device), "),
+                 "dtype=dtype, device=settings.device), "),
         ),
         ENDED_WITH, "as the trace says",
     )  # fmt: skip
@@ -642,10 +642,12 @@ def _report() -> Iterator[Fault]:
         "logits that are not finite", "report",
         (
             lane("recipe.py", "        result = train(",
-                 "        result: object = None\n"
+                 "        from types import SimpleNamespace\n\n"
+                 "        result: object = SimpleNamespace(loss=run.loss, loss_first=run.loss_first, sanitized=0, "
+                 "loss_smoothed=None, held_out_first=None, held_out=None, best_step=0)\n"
                  "        with contextlib.suppress(LaneError):\n            result = train("),
-            lane("recipe.py", "    run.loss, run.loss_first, run.sanitized = result.loss,",
-                 "    if result:\n        run.loss, run.loss_first, run.sanitized = result.loss,"),
+            lane("recipe.py", "run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first,",
+                 "run.sanitized ="),
             lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))",
                  "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))\n"
                  "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),
