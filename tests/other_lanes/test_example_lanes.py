@@ -179,7 +179,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
         project, "-B", "-p", "no:xdist", "--lane", "numpy", "--snapshot-update", "--baseline-reason", "a first result"
     )
     assert code == 0, text
-    assert "13 passed" in text and "not applicable: 22 gates, which have judged nothing; 13 have" in text
+    assert "13 passed" in text and "not applicable: 26 gates, which have judged nothing; 13 have" in text
     assert "the lane numpy gives no report: " in text and "recorded " in text
     baselines = list((project / "baselines" / "numpy").glob("*.json"))
     assert len(baselines) == 1

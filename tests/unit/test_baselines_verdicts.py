@@ -366,7 +366,7 @@ def test_a_second_run_that_fails_does_not_hide_the_failure(run: Run, store: Stor
 @pytest.mark.parametrize(
     ("toy", "words"),
     [
-        (TOY.with_(data=1), "other data: its result"),
+        (TOY.with_(data=1), "--no-baseline"),
         (TOY.with_(model="other"), "other model: its result"),
         (TOY.with_(learning_rate=0.00303), "learning_rate 0.003 → 0.00303"),
         (TOY.with_(seed=1), "seed 0 → 1"),
@@ -377,7 +377,8 @@ def test_incomparable_names_what_differs_and_how_to_record(run: Run, store: Stor
     verdict = judge(run(toy), store, rerun=lambda: pytest.fail("an incomparable run needs no second one"))
     text = one_screen(verdict)
     assert verdict.kind == "incomparable" and not verdict.passed and not verdict.holds("loss")
-    assert words in text and "--snapshot-update" in text
+    assert words in text
+    assert ("--snapshot-update" in text) == (toy.data == TOY.data), "a change of data is not to be recorded on the way"
 
 
 def test_a_run_that_is_no_good_in_itself_needs_no_second_one(run: Run, store: Store) -> None:

@@ -173,7 +173,7 @@ def test_a_run_that_failed_has_a_page_too(run_dir: Path) -> None:
     edit_json(run_dir / "train_status.json", lambda v: v.update(status="failed", root_cause="loss_not_finite: at 2"))
     edit_trace(run_dir / "trace.jsonl", lambda lines: lines.__delitem__(slice(4, None)))
     text = Page(write_html(run_dir, [BAD], None).read_text()).text
-    assert "the lane failed" in text and "loss_not_finite: at 2" in text and "Loss in 1 step," in text
+    assert "the lane failed" in text and "loss_not_finite: at 2" in text and "batch in 1 step," in text
 
 
 @pytest.mark.parametrize("missing", ["trace.jsonl", "train_status.json", "train_report.txt", "environment.json", "*"])

@@ -530,10 +530,9 @@ def shaped_like_the_adapter(seed: int = 0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     return {
         f"{block}.{name}": random.standard_normal(shape).astype(np.float32)
-        for block in (0, 1)
+        for block in (0, 1, 2)
         for name, shape in {
-            "decay": (4,), "gate.bias": (4,), "gate.weight": (4, 4), "out.bias": (4,), "out.weight": (4, 4),
-            "taps": (4, 8),
+            "linear1.down": (8, 4), "linear1.up": (4, 8), "linear2.down": (8, 4), "linear2.up": (4, 8),
         }.items()
     }  # fmt: skip
 

@@ -335,7 +335,8 @@ def test_a_recordings_diff_is_in_decimal_numbers_with_up_and_down() -> None:
     rows.append(rows[0])
     ended = float.fromhex(new["exact"]["end"]["evaluation loss"])
     new["exact"]["end"]["evaluation loss"] = (ended - 0.5).hex()
-    new["shape"]["end"]["0.taps"] = new["shape"]["end"]["0.taps"].replace("128x64", "128x32")
+    first = "0.linear1.down"
+    new["shape"]["end"][first] = new["shape"]["end"][first].replace("8x128", "4x128")
     new["provenance"]["environment"]["packages.torch"] = "9.9"
     new["key"]["model_digest"] = "f" * 64
     del new["tolerance"]["loss"]
@@ -344,7 +345,7 @@ def test_a_recordings_diff_is_in_decimal_numbers_with_up_and_down() -> None:
     assert found["evaluation loss"] == shown
     assert found["steps"] == "| `steps` | `24` | `25` | ▲ 1 (4.17%) |"
     assert found["loss, step 24"].endswith(f"| `{2 * loss!r}` | new |") and found["last loss"].count("▼") == 1
-    assert "`float32 128x64` | `float32 128x32` | another" in found["0.taps: type and shape"]
+    assert "`float32 8x128` | `float32 4x128` | another" in found["0.linear1.down: type and shape"]
     assert found["environment: packages.torch"].endswith("`9.9` | another |")
     assert found["key: model_digest"].count("`ffffffffffff`") == 1
     assert found["tolerance: loss"].endswith("| – | gone |")
