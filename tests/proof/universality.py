@@ -163,9 +163,10 @@ def document(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join([row['case'], row['verdict'], *holds, *moved, *end])} |")
     lines += [
         "",
-        "Emulated: the processor is `qemu-user`'s, without AVX-512, and no pin is set. Real Intel and ARM hardware was",
-        "not available. On ARM (aarch64 builds of Python 3.11 and torch 2.8.0 under qemu-user, 2026-11-26) the lane was",
-        "run by hand: every gate that needs no further run holds, verdict `match`, and the checkpoint file is the same.",
+        "Emulated: the processor is `qemu-user`'s, without AVX-512, and no pin is set. Real Intel and ARM hardware",
+        "was not available. On ARM (aarch64 builds of Python 3.11 and torch 2.8.0 under qemu-user, 2026-11-26) the",
+        "lane was run by hand: every gate that needs no further run holds, the verdict is `match`, and the checkpoint",
+        "file is the same.",
     ]
     return "\n".join(lines) + "\n"
 
