@@ -30,6 +30,7 @@ OPTIONAL_PACKAGES = {
     "spacy": (),
     "librosa": ("librosa.filters",),
 }
+FROM_TRANSFORMERS = ("RobertaTokenizer", "T5EncoderModel", "T5Tokenizer", "EncodecModel")  # what audiocraft takes of it
 
 
 class _LazyPackageLoader(importlib.abc.Loader):
@@ -119,6 +120,13 @@ def prepare_audiocraft(*, transformers: bool) -> None:
     2.3 s of import, so a model that needs nothing of it gets a placeholder. Raises ImportError if it is needed and
     absent.
     """
+    if transformers:
+        if isinstance(getattr(sys.modules.get("transformers"), "EncodecModel", None), _Absent):
+            raise ImportError("transformers was replaced by a placeholder earlier in this process; start a new one")
+        # Before the placeholders: for what it finds here (librosa, say), transformers imports more that is not there.
+        installed = importlib.import_module("transformers")
+        for name in FROM_TRANSFORMERS:
+            getattr(installed, name)
     if not any(isinstance(finder, _LazyPackageFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _LazyPackageFinder())
     for package, submodules in OPTIONAL_PACKAGES.items():
@@ -132,9 +140,5 @@ def prepare_audiocraft(*, transformers: bool) -> None:
             operations = sys.modules["xformers.ops"]
             operations.unbind = torch.unbind  # type: ignore[attr-defined]
             operations.LowerTriangularMask = type("LowerTriangularMask", (), {})  # type: ignore[attr-defined]
-    if transformers:
-        if isinstance(getattr(sys.modules.get("transformers"), "EncodecModel", None), _Absent):
-            raise ImportError("transformers was replaced by a placeholder earlier in this process; start a new one")
-        importlib.import_module("transformers")
-    elif "transformers" not in sys.modules:
+    if not transformers and "transformers" not in sys.modules:
         _add_placeholders("transformers", ())

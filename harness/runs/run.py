@@ -69,7 +69,7 @@ class LaneRun:
     ) -> None:
         self.lane, self.run_dir = lane, run_dir.absolute()
         self.run_id = (environ or {}).get("LANE_RUN_ID") or uuid.uuid4().hex
-        self.exit_code, self.seconds, self.report = 0, 0.0, ""
+        self.exit_code, self.seconds, self.report, self._is_over = 0, 0.0, "", False
         self._root = lane.root if root is None else root
         self._hold, self._numeric_class, self._on_line = hold, numeric_class, on_line
         self._printed: list[str] = []  # the report that it printed
@@ -165,15 +165,18 @@ class LaneRun:
         self._process.stop()
 
     def wait(self) -> LaneRun:
-        """Wait until the lane has ended, stop it at its time limit, and collect what it left. Returns itself.
+        """Wait until the lane has ended, stop it at its time limit, and collect what it left; again, nothing is left to
+        do. Returns itself.
 
         An exception here (KeyboardInterrupt) stops the lane before it goes on. Raises EvidenceError."""
+        if self._is_over:
+            return self
         try:
             numeric_class = self._numeric_class() if self.lane.table.numerics == "bits" else "none"
             ended = self._process.wait()
         finally:
             self.stop()
-        self.exit_code, self.seconds = ended.exit_code, ended.seconds
+        self.exit_code, self.seconds, self._is_over = ended.exit_code, ended.seconds, True
         self.report = "".join(f"{line}\n" for line in self._printed)
         if self.lane.table.in_place:
             self._leave_word(ended, numeric_class)

@@ -199,7 +199,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
     told = explain(project / "artifacts" / "numpy", baselines[0])
     assert told.differ and "loss" in told.text() and "ended early" not in told.text()
     summary, there = render(project / "artifacts" / "numpy")
-    assert there and "regression" in summary and "22 not applicable" in summary
+    assert there and "regression" in summary and "26 not applicable" in summary
 
 
 def test_a_session_in_which_nothing_is_judged_fails(project: Path) -> None:
