@@ -187,11 +187,12 @@ def test_held_out_audio_is_never_trained_on(lane_run: RunEvidence, measured: Mea
     trace = lane_run.trace
     chunks, length = trace.tokens.chunks, max(1, trace.tokens.samples)
     held_out = [chunk for chunk in chunks if chunk.use == "held_out"]
-    for step in trace.steps:
-        for number in step.chunks:
-            chunk = chunks[number]
-            near = [one for one in held_out if one.file == chunk.file and abs(one.start - chunk.start) < length]
-            assert not near, f"step {step.step} trains on chunk {number}, which overlaps held-out audio"
+    used = {number: f"step {step.step} trains on" for step in trace.steps for number in step.chunks}
+    meant = {number: "to be trained on is" for number, chunk in enumerate(chunks) if chunk.use == "train"}
+    for number, how in {**meant, **used}.items():
+        chunk = chunks[number]
+        near = [one for one in held_out if one.file == chunk.file and abs(one.start - chunk.start) < length]
+        assert not near, f"{how} chunk {number}, which overlaps held-out audio"
     share = (lane_run.status.settings or {}).get("holdout") or 0.0
     found = len(held_out) / len(chunks)
     measured(f"{len(held_out)} of {len(chunks)} chunks are held out; {share:.0%} was asked for")
