@@ -258,7 +258,7 @@ def likely_cause(
         if item.what == "loss without adapters":
             return "the model without adapters already computes another loss: the model, its condition or the objective"
         if item.what.startswith("held-out"):
-            return "the first batch's loss agrees, and that of the held-out audio does not: other chunks are held out"
+            return "the first batch's loss agrees, the held-out one does not: which chunks it is of, or its sums"
         return "the adapters start with the same norms and compute another loss: their forward function or their values"
     small = (
         0.0 < item.distance <= 1e-5

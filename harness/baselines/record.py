@@ -16,7 +16,7 @@ from harness.baselines.compare import BITS, compare_result, exact_rule, toleranc
 from harness.baselines.differences import first_divergence, rows, table, walk
 from harness.baselines.guard import GUARD, MEASURED_DRIFT, guarded_positions
 from harness.baselines.result import EXTERNAL, UNIVERSAL, Result, result_of_run
-from harness.baselines.store import Store
+from harness.baselines.store import NOT_COMPARED, Store
 from harness.evidence import EvidenceError, RunEvidence
 from harness.numerics.digest import tensor_digest
 
@@ -148,7 +148,8 @@ def unused_baselines(store: Store, used: Iterable[Path]) -> list[str]:
                     break
     known = set(store.paths())
     for path in sorted(store.root.rglob("*")):
-        stray = path.is_file() and path not in known and path.name != "README.md" and "reference" not in path.parts
+        apart = path.name == "README.md" or path.relative_to(store.root).parts[0] in NOT_COMPARED
+        stray = path.is_file() and path not in known and not apart
         if stray:
             lines.append(f"{path}: no baseline")
     return lines

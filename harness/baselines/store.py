@@ -8,6 +8,10 @@ from pathlib import Path
 from harness.baselines.baseline import Baseline, BaselineError, load, relative_path
 from harness.baselines.result import Result
 
+# Folders of a store that no run is compared with: what others published, and recordings of lanes that are no more, by
+# which a promotion check still knows their results.
+NOT_COMPARED = ("reference", "former")
+
 
 @dataclass(frozen=True)
 class Store:
@@ -31,8 +35,8 @@ class Store:
         return baseline
 
     def paths(self) -> list[Path]:
-        """Every baseline file, sorted; the published references under `reference/` are none."""
-        return sorted(path for path in self.root.glob("*/*.json") if path.parent.name != "reference")
+        """Every baseline file that a run can be compared with, sorted."""
+        return sorted(path for path in self.root.glob("*/*.json") if path.parent.name not in NOT_COMPARED)
 
     def read(self, result: Result) -> bytes | None:
         """What lies where this result's baseline belongs, unread; None where there is nothing."""
@@ -41,11 +45,12 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def all(self) -> tuple[list[Baseline], list[str]]:
-        """Every baseline that can be read, and a line for each file that cannot."""
+    def all(self, *, former: bool = False) -> tuple[list[Baseline], list[str]]:
+        """Every baseline that can be read, and a line for each file that cannot; `former` adds those of lanes that are
+        no more."""
         baselines: list[Baseline] = []
         broken: list[str] = []
-        for path in self.paths():
+        for path in [*self.paths(), *(sorted((self.root / "former").glob("*.json")) if former else [])]:
             try:
                 baselines.append(load(path))
             except (BaselineError, OSError) as error:

@@ -25,9 +25,10 @@ class Split:
             return self.held_out
         return [self.held_out[(2 * i + 1) * count // (2 * MEASURED)] for i in range(MEASURED)]
 
-    def use(self, chunk: int) -> str:
-        """What a chunk is for, as the trace says it: ``train``, ``held_out`` or ``neither``."""
-        return "train" if chunk in self.train else "held_out" if chunk in self.held_out else "neither"
+    def uses(self, chunks: int) -> list[str]:
+        """What each of so many chunks is for, as the trace says it: ``train``, ``held_out`` or ``neither``."""
+        told = dict.fromkeys(self.train, "train") | dict.fromkeys(self.held_out, "held_out")
+        return [told.get(chunk, "neither") for chunk in range(chunks)]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def split_chunks(sources: Sequence[tuple[str, int]], length: int, share: float) 
     about ``share`` of them that is not.
 
     Of several recordings whole files are held out, in the order of their SHA-256, as long as no more than ``share`` of
-    all chunks is; equal files count as one. Where no file is small enough, or there is one recording, its last chunks
-    are held out (of several: the longest one's), and no chunk that overlaps them is trained on. ``length``: samples in
-    a chunk. Raises LaneError (step ``tokenise``) where nothing would be left to train on.
+    all chunks is; equal files count as one. Where that gives less than half of the share, and of a single recording,
+    the last chunks are held out (of several: the longest one's), and no chunk that overlaps them is trained on.
+    ``length``: samples in a chunk. Raises LaneError (step ``tokenise``) where nothing would be left to train on.
     """
     if share == 0.0:
         return Split(list(range(len(sources))), [])
@@ -58,10 +59,11 @@ def split_chunks(sources: Sequence[tuple[str, int]], length: int, share: float) 
     for file in sorted(by_file) if len(by_file) > 1 else []:
         if len(held_out) + len(by_file[file]) <= wanted:
             held_out += by_file[file]
-    if not held_out:
+    if 2 * len(held_out) < wanted:
         longest = max(sorted(by_file), key=lambda file: len(by_file[file]))
         starts = sorted({sources[chunk][1] for chunk in by_file[longest]})
-        first = starts[max(0, len(starts) - wanted)]
+        copies = len(by_file[longest]) // len(starts)
+        first = starts[max(0, len(starts) - max(1, wanted // copies))]
         held_out = [chunk for chunk in by_file[longest] if sources[chunk][1] >= first]
     held_out.sort()
     begins: dict[str, int] = {}

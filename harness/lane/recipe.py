@@ -162,9 +162,9 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
             shape=list(tokens.codes.shape),
             samples=tokens.samples,
             chunks=[
-                {"file": file, "start": start, "digest": digest, "use": split.use(chunk)}
-                for chunk, ((file, start), digest) in enumerate(
-                    zip(tokens.sources, tokens.chunk_digests(), strict=True)
+                {"file": file, "start": start, "digest": digest, "use": use}
+                for (file, start), digest, use in zip(
+                    tokens.sources, tokens.chunk_digests(), split.uses(len(tokens.sources)), strict=True
                 )
             ],
         )

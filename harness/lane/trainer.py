@@ -35,8 +35,6 @@ FLOOR = 0.1  # of the learning rate, at the last step
 # What the loss is multiplied by on the way back through a float16 model, and its gradients divided by, exactly: a
 # logit's gradient is about its probability over the number of positions, 5e-7, and float16's grid there is 6e-8 wide.
 HALF_SCALE = 4096.0
-
-
 SMOOTHING = 0.9  # what each step keeps of the smoothed training loss
 
 
@@ -245,11 +243,8 @@ def train(
         if states is not None and states.due(step):
             so_far = (loss_value, first_loss, smoothed, sanitized, before, best, trace.so_far())
             states.save(State(step, *so_far, adapters.state_dict(), best_adapters, optimizer.state_dict()))
-        progress(
-            Progress(
-                step, loss_value, smoothed_loss(smoothed, step), (before.loss, now.loss) if before and now else None
-            )
-        )
+        measured = (before.loss, now.loss) if before and now else None
+        progress(Progress(step, loss_value, smoothed_loss(smoothed, step), measured))
         chunks = next(order)
 
     if best is not None:

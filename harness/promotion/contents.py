@@ -86,7 +86,7 @@ def known_results(baselines: Sequence[Path], runs: Sequence[Path], findings: Fin
 
 
 def _recordings(folder: Path, known: Known, findings: Findings) -> None:
-    recorded, broken = Store(folder).all()
+    recorded, broken = Store(folder).all(former=True)
     for line in broken:
         findings.refuse("known_results_missing", line)
     if not recorded:

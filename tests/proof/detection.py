@@ -10,7 +10,8 @@ from typing import Any
 from proof import false_alarms, mutation, recordings
 from proof.copies import MEASUREMENTS
 from proof.faults import FAMILIES, Fault, faults
-from proof.mutation import Trial, read_rows
+from proof.kept import read_rows
+from proof.mutation import Trial
 
 DOCUMENT = MEASUREMENTS / "detection.md"
 

@@ -26,7 +26,8 @@ from typing import Any
 from proof import recordings
 from proof.copies import MEASUREMENTS, ROOT
 from proof.judge import preload
-from proof.mutation import CODE, Campaign, Trial, code_digest, read_rows, say, write_rows
+from proof.kept import read_rows, write_rows
+from proof.mutation import CODE, Campaign, Trial, code_digest, say
 
 from harness.numerics.processor import forced, lacking
 

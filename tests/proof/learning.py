@@ -8,7 +8,6 @@ the same chunks. Results are kept in a file of JSON lines, so that the command c
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proof.copies import MEASUREMENTS, ROOT
+from proof.kept import read_rows, write_rows
 from support.voice import run_lane
 
 from harness.evidence import RunEvidence, load_run
@@ -188,17 +188,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="forget the kept results of the cases that are run")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     options = parser.parse_args(arguments)
-    kept: dict[str, dict[str, Any]] = {}
-    if options.results.exists():
-        kept = {row["case"]: row for row in map(json.loads, options.results.read_text().splitlines())}
+    kept = read_rows(options.results, "case")
     chosen = [case for case in cases() if options.only in case.name]
     with tempfile.TemporaryDirectory(prefix="voices-") as folder:
         for number, case in enumerate(chosen, 1):
             if options.again or case.name not in kept:
                 kept[case.name] = run_case(case, Path(folder))
-                unfinished = options.results.with_suffix(".tmp")
-                unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
-                unfinished.replace(options.results)
+                write_rows(options.results, kept)
             row = kept[case.name]
             print(f"{number}/{len(chosen)} {case.name}: {row['before']:.4f} → {row['best']:.4f}", flush=True)
     ordered = [kept[case.name] for case in cases() if case.name in kept]

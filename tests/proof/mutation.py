@@ -26,6 +26,7 @@ from proof import recordings
 from proof.copies import MEASUREMENTS, ROOT
 from proof.faults import Fault, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
+from proof.kept import read_rows, write_rows
 from support import voice
 
 from harness.numerics.processor import forced
@@ -205,19 +206,6 @@ def run_trials(trials: Sequence[Trial], campaign: Campaign, workers: int) -> Ite
     context = multiprocessing.get_context("fork")
     with context.Pool(workers, maxtasksperchild=1) as pool:
         yield from pool.imap_unordered(_work, trials)
-
-
-def read_rows(path: Path, key: str = "trial") -> dict[str, dict[str, Any]]:
-    """The kept results by name."""
-    if not path.exists():
-        return {}
-    return {row[key]: row for row in map(json.loads, path.read_text().splitlines())}
-
-
-def write_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(rows[name], ensure_ascii=False) + "\n" for name in sorted(rows)))
-    unfinished.replace(path)
 
 
 def main(arguments: list[str]) -> int:

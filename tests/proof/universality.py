@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from proof.copies import MEASUREMENTS, ROOT, Edit, changed_copy
+from proof.kept import read_rows, write_rows
 from support.voice import run_lane
 
 from harness.baselines.compare import compare
@@ -185,9 +185,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     cases = [*native_cases(), *(emulated_cases() if options.emulated else ()), *other_cases(options.python)]
     cases = [case for case in cases if options.only in case.name]
-    kept: dict[str, dict[str, Any]] = {}
-    if options.results.exists():
-        kept = {row["case"]: row for row in map(json.loads, options.results.read_text().splitlines())}
+    kept = read_rows(options.results, "case")
     with tempfile.TemporaryDirectory(prefix="universality-") as folder:
         ended = run_lane(Path(folder))
         reference = load_run(Path(folder), run_id=ended.run_id)
@@ -197,10 +195,7 @@ def main(arguments: list[str]) -> int:
         for number, case in enumerate(cases, 1):
             if options.again or kept.get(case.name, {}).get("verdict", NOT_RUN) == NOT_RUN:
                 kept[case.name] = run_case(case, reference)
-                text = "".join(json.dumps(row) + "\n" for row in kept.values())
-                unfinished = options.results.with_suffix(".tmp")
-                unfinished.write_text(text)
-                unfinished.replace(options.results)
+                write_rows(options.results, kept)
             print(f"{number}/{len(cases)} {case.name}: {kept[case.name]['verdict']}", flush=True)
     DOCUMENT.write_text(document(list(kept.values())))
     print(f"{DOCUMENT} has {len(kept)} rows")

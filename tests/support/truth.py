@@ -112,11 +112,10 @@ class Truth:
         """The first batch's chunks."""
         return self.places(self.run.trace.steps[0].chunks)
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the audio at hand is the lane's to the bit: not resampled, and decoded alike from wherever one
-        begins. After a seek an MP3's samples differ by up to 2e-7."""
-        infos = [soundfile.info(path) for path, _ in self.chunks]
+    def is_exact(self, ids: list[int]) -> bool:
+        """Whether the audio of these chunks is the lane's to the bit: not resampled, and decoded alike from wherever
+        one begins. After a seek an MP3's samples differ by up to 2e-7."""
+        infos = [soundfile.info(path) for path, _ in self.places(ids)]
         return all(i.samplerate == self.model.sample_rate and not i.subtype.startswith("MPEG") for i in infos)
 
     @cached_property

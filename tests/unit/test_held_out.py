@@ -36,9 +36,9 @@ def test_no_sample_is_both_trained_on_and_held_out(lengths: list[int], stride: i
     assert held_out and split.train and not set(split.train) & set(split.held_out)
     for file, start in (sources[chunk] for chunk in split.train):
         assert all(file != other or abs(start - begin) >= LENGTH for other, begin in held_out)
-    wanted = max(1, round(share * len(sources)))
-    assert len(held_out) <= wanted
-    uses = [split.use(chunk) for chunk in range(len(sources))]
+    # What the gate asks for: no more than the share, and at least half of it, but for one chunk.
+    assert share / 2 - 1 / len(sources) <= len(held_out) / len(sources) <= share + 1 / len(sources)
+    uses = split.uses(len(sources))
     assert (uses.count("train"), uses.count("held_out")) == (len(split.train), len(split.held_out))
 
 
@@ -64,7 +64,15 @@ def test_equal_files_are_held_out_together() -> None:
     twice = chunks_of("a" * 64, 10 * LENGTH, LENGTH) * 2
     split = split_chunks(twice, LENGTH, 0.2)
     assert len({twice[chunk] for chunk in split.held_out} & {twice[chunk] for chunk in split.train}) == 0
-    assert split.train and split.held_out
+    assert len(split.held_out) == 4 and len(split.train) == 16
+
+
+def test_one_small_clip_is_not_all_that_is_held_out() -> None:
+    """Beside two recordings of half the audio each, a clip of one chunk would tell nothing."""
+    sizes = {"a": 1, "b": 33, "c": 33}
+    sources = [c for name, size in sizes.items() for c in chunks_of(name * 64, size * LENGTH, LENGTH)]
+    split = split_chunks(sources, LENGTH, 0.15)
+    assert {sources[chunk][0][0] for chunk in split.held_out} == {"b"} and len(split.held_out) == 10
 
 
 def test_nothing_left_to_train_on_says_what_to_do() -> None:

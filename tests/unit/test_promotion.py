@@ -526,20 +526,22 @@ def test_its_tensors_alone_are_known_by_their_digest(production: Path, experimen
     assert codes(production, experimental) == {"experimental_digest"}
 
 
-def shaped_like_the_adapter(seed: int = 0) -> dict[str, Any]:
-    random = np.random.default_rng(seed)
-    return {
-        f"{block}.{name}": random.standard_normal(shape).astype(np.float32)
-        for block in (0, 1, 2)
-        for name, shape in {
-            "linear1.down": (8, 4), "linear1.up": (4, 8), "linear2.down": (8, 4), "linear2.up": (4, 8),
-        }.items()
-    }  # fmt: skip
+LOW_RANK = {"linear1.down": (8, 4), "linear1.up": (4, 8), "linear2.down": (8, 4), "linear2.up": (4, 8)}
+FILTER = {"decay": (4,), "gate.bias": (4,), "gate.weight": (4, 4), "out.bias": (4,), "out.weight": (4, 4),
+          "taps": (4, 8)}  # fmt: skip
 
 
 @pytest.mark.parametrize("prefix", ["", "voice.", "model.decoder."])
-def test_the_adapter_is_known_by_its_tensors_names(production: Path, prefix: str) -> None:
-    tensors = {prefix + name: value for name, value in shaped_like_the_adapter().items()}
+@pytest.mark.parametrize(("blocks", "shapes"), [(3, LOW_RANK), (2, FILTER)], ids=["today's", "an earlier one"])
+def test_the_adapter_is_known_by_its_tensors_names(
+    production: Path, blocks: int, shapes: dict[str, tuple[int, ...]], prefix: str
+) -> None:
+    random = np.random.default_rng(0)
+    tensors = {
+        f"{prefix}{block}.{name}": random.standard_normal(shape).astype(np.float32)
+        for block in range(blocks)
+        for name, shape in shapes.items()
+    }
     dressed_up(production, lambda bundle: np.savez(bundle / "voice.npz", **tensors, **weights()))
     assert codes(production) == {"experimental_adapter"}
 

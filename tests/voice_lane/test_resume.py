@@ -89,7 +89,8 @@ def test_the_result_is_that_of_a_run_never_interrupted(
     assert f"RESUMED after step {saved} of {STEPS}" in ended.stdout
     assert f"PROGRESS {saved} " not in ended.stdout, "a step that was saved is done again"
     assert_same(tmp_path, whole.run_dir)
-    for key in ("loss", "loss_first", "steps_done", "sanitized_logits"):
+    learned = ("loss_smoothed", "held_out_loss_first", "held_out_loss", "best_step")
+    for key in ("loss", "loss_first", *learned, "steps_done", "sanitized_logits"):
         assert ended.status[key] == whole.status[key], key
 
 
