@@ -89,6 +89,18 @@ def test_all_gates_hold(home: Path, tmp_path: Path) -> None:
     assert not asked.exists(), f"everything is in the cache, and the gates asked {asked.read_text()}"
 
 
+def test_transformers_looks_round_before_the_placeholders() -> None:
+    """It takes a placeholder for the package, and imports more that is not there (librosa: soxr)."""
+    code = (
+        "import sys\nfrom harness.lane import audiocraft_import as lane\nreal = lane._add_placeholders\n"
+        "def add(package, more):\n    print(package, 'transformers.models.t5.modeling_t5' in sys.modules)\n"
+        "    real(package, more)\nlane._add_placeholders = add\nlane.prepare_audiocraft(transformers=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "xformers True" in done.stdout and "False" not in done.stdout, done.stdout
+
+
 def quick(home: Path, run_dir: Path, **settings: str) -> Ended:
     """A short run with this cache and no network."""
     return run(run_dir, {**QUICK, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", **settings}, timeout=300)
