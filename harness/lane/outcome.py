@@ -39,7 +39,7 @@ def begin(settings: Settings, run: Run) -> None:
 def finish(run: Run, error: BaseException | None) -> int:
     """Write status and report, print the report, and return the exit code. Goes on where a part of it cannot be
     done. Signals are ignored by now."""
-    run.reserve = None
+    run.let_go()
     failure = failure_of(error, run) if error else None
     if error is not None:
         run.loss = run.loss if getattr(error, "loss", None) is None else getattr(error, "loss", None)

@@ -44,7 +44,7 @@ def run_once() -> int:
             finally:
                 if run.settings:
                     held.enter_context(locked(run.settings))
-                    run.owns_run_dir = True
+                    run.own()
             # Repeated, because one that comes within a destructor is swallowed.
             signal.setitimer(signal.ITIMER_REAL, settings.timeout_s, 1.0)
             run.enter("preflight")

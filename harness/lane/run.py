@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,9 @@ class Run:
         self.began = False  # and with that removed what an earlier run had left
         self.is_check = False  # it ends before it trains, and leaves nothing
         self.settings_refused = False  # settings are then the defaults, in the folder that the run was to use
-        self.reserve: bytes | None = bytes(4_000_000)  # let go of at the end, so that a run out of memory can say so
+        # Let go of at the end, so that a run out of memory, or out of file descriptors, can say so.
+        self.reserve: bytes | None = bytes(4_000_000)
+        self.spare_descriptor: int | None = None
         self.values: dict[str, Any] = {"lane": "experimental", "promotable": False}
         self.loss: float | None = None
         self.loss_first: float | None = None
@@ -36,6 +40,19 @@ class Run:
         self.sanitized = 0
         self.checkpoint: dict[str, Any] | None = None
         self.states: StateFile | None = None
+
+    def own(self) -> None:
+        """The run directory is this run's: from here on there is a last word to write."""
+        self.owns_run_dir = True
+        with contextlib.suppress(OSError):
+            self.spare_descriptor = os.open(os.devnull, os.O_RDONLY)
+
+    def let_go(self) -> None:
+        """Give back what was kept for the end."""
+        self.reserve = None
+        if self.spare_descriptor is not None:
+            os.close(self.spare_descriptor)
+            self.spare_descriptor = None
 
     def enter(self, step: str) -> None:
         """Note and show which step of the lane begins."""

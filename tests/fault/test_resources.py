@@ -215,12 +215,13 @@ def test_no_thread_can_be_started(tmp_path: Path) -> None:
     assert "ulimit -u" in ended.status["next_unblock_action"]
 
 
-@pytest.mark.parametrize("number", [5, 6])
+@pytest.mark.parametrize("number", [5, 6, 7])
 def test_no_file_descriptors_left(number: int, tmp_path: Path) -> None:
-    """With 5, nothing can be opened once the lock is held; with 6, not what torch imports."""
+    """With 5, nothing can be opened once the lock is held; with more, the lane keeps one for its last word, and what
+    torch imports cannot be opened."""
     ended = lane_child.run(tmp_path, FEW, limits={resource.RLIMIT_NOFILE: number})
     assert_orderly(ended, "too_many_open_files")
-    if number == 6:
+    if number > 5:
         assert ended.status["root_cause"].startswith("too_many_open_files: ")
         assert "ulimit -n" in ended.status["next_unblock_action"]
 

@@ -57,7 +57,8 @@ def start(
     command = ["-m", "harness.lane"] if plant is None else ["-c", f"{plant}\n{LANE}"]
     return subprocess.Popen(
         [sys.executable, *command],
-        env=environment(run_dir, settings),
+        # A limit on the size of files would cut the bytecode of a module that no run had compiled yet, for all others.
+        env={**environment(run_dir, settings), **({"PYTHONDONTWRITEBYTECODE": "1"} if limits else {})},
         preexec_fn=limit if limits or unprivileged else None,
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -7,6 +7,7 @@ import http.server
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,8 @@ def get_pip(tmp_path: Path) -> Path:
 
     path = tmp_path / "served" / "get-pip.py"
     path.parent.mkdir()
-    bundled = str(Path(ensurepip.__file__).parent / "_bundled")
+    # Debian keeps the wheels in a folder of its own.
+    bundled = sysconfig.get_config_var("WHEEL_PKG_DIR") or str(Path(ensurepip.__file__).parent / "_bundled")
     path.write_text(GET_PIP.replace("import ensurepip, ", "import ").replace("WHERE", repr(bundled)))
     return path
 

@@ -11,6 +11,7 @@ import pytest
 from lane_child import Ended, assert_refused, leftovers, run, start
 from lazy import Lazy
 
+from harness.evidence import end_agrees, load_run
 from harness.lane.errors import LaneError
 from harness.lane.settings import read_settings
 
@@ -23,7 +24,9 @@ else:
     torch, lane_state = Lazy("torch"), Lazy("harness.lane.state")
 
 STEPS = 6
-SETTINGS = {"LANE_STEPS": str(STEPS), "LANE_STRIDE_SECONDS": "30", "LANE_BATCH": "2"}
+# At ten times the usual rate the first step is the best one: what goes on must have kept it.
+SETTINGS = {"LANE_STEPS": str(STEPS), "LANE_STRIDE_SECONDS": "30", "LANE_BATCH": "2", "LANE_EVAL_EVERY": "1"}
+SETTINGS["LANE_LEARNING_RATE"] = "0.05"
 CHECKPOINT = "checkpoints/tts_voice_train_musicgen_nano"
 
 
@@ -99,6 +102,15 @@ def test_interrupted_twice(whole: Ended, tmp_path: Path) -> None:
     interrupted(tmp_path, 4, signal.SIGKILL, LANE_SAVE_EVERY="1", LANE_RESUME="1")
     completed(run(tmp_path, {**SETTINGS, "LANE_RESUME": "1"}))
     assert_same(tmp_path, whole.run_dir)
+
+
+def test_the_best_checkpoint_is_written_and_not_the_last(whole: Ended) -> None:
+    run = load_run(whole.run_dir)
+    held_out = {step.step: step.held_out.loss for step in run.trace.steps if step.held_out}
+    assert len(held_out) == STEPS and held_out[1] == min(held_out.values()), "the first step was to be the best one"
+    assert (run.trace.end.best_step, run.checkpoint.meta["best_step"]) == (1, 1)
+    assert run.trace.end.param == run.trace.steps[0].param != run.trace.steps[-1].param
+    end_agrees(run.checkpoint, run.trace)
 
 
 def test_without_a_state_it_begins(whole: Ended, tmp_path: Path) -> None:
