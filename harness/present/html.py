@@ -234,6 +234,11 @@ def _listen(facts: Facts, missing: Sequence[str]) -> str:
         )
     about = f"<p>Excerpts of about {SECONDS:.0f} seconds. The spectrograms reach from 0 to {TOP_HZ // 1000} kHz.</p>"
     about = about if clips else ""
+    if "with_adapter" in there:
+        about += (
+            "<p>The samples are experimental, and no production voice. The shipped model is a toy of 1.1M parameters: "
+            "its voice buzzes, with an adapter and without.</p>"
+        )
     body = f'<div class="clips">{html_join(lines)}</div>{html_join(notes)}'
     return f"<section><h2>Listen and look</h2>{about}\n{body}</section>"
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from truth import load_model
+
+from harness.evidence import RunEvidence
+from harness.present.html import write_html
+from harness.present.listen import listen
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +48,17 @@ def test_a_reconstruction_is_the_codecs_own_of_the_tokens(model: Any, tmp_path: 
         expected = model.compression_model.decode(joined)[0, 0].clamp(-1, 1).numpy()
     assert rate == 32_000 and wave.shape == expected.shape == (2 * 32_000,)
     assert np.abs(wave - expected).max() < 1e-3
+
+
+def test_the_page_plays_all_four_and_says_what_the_samples_are_worth(
+    lane_run: RunEvidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.present.listen.SAMPLE_SECONDS", 0.5)
+    run = shutil.copytree(lane_run.run_dir, tmp_path / "run")
+    assert "toy of 1.1M" not in write_html(run, [], None).read_text(), "no sample, and the page speaks of samples"
+    assert listen([str(run)]) == 0, capsys.readouterr().err
+    page = (run / "report.html").read_text()
+    assert page.count("<audio") == 4
+    assert "toy of 1.1M" in page and "buzzes" in page
+    samples = [(run / "listen" / f"{name}.flac").read_bytes() for name in ("without_adapter", "with_adapter")]
+    assert samples[0] != samples[1]
