@@ -91,7 +91,7 @@ class OfOurs(Struct, kw_only=True):
 
 
 class Entry(Struct):
-    """One file of the data set."""
+    """One file of the data set. ``decoded_from``: the digest of the recording, where a WAV of it was staged."""
 
     source: Text
     target: Text
@@ -101,6 +101,7 @@ class Entry(Struct):
     channels: Positive
     frames: Count
     duration_seconds: Number
+    decoded_from: Sha256 | None = None
 
 
 class Manifest(OfOurs, kw_only=True):

@@ -23,7 +23,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.base.files import is_lfs_pointer, show
-from harness.lane.containers import MANY_CODINGS, DefectError, kind_of, read_promise
+from harness.lane import pyav
+from harness.lane.containers import MANY_CODINGS, NEED_AV, DefectError, kind_of, read_promise
 from harness.lane.errors import LaneError, shortage
 from harness.lane.settings import SUFFIXES as SUFFIXES
 
@@ -33,6 +34,7 @@ MAXIMUM_FRAMES = 1 << 33  # 74 hours at 32 kHz: past it, the header is taken to 
 SAMPLE_RATES = (8_000, 192_000)  # Hz; what resampling costs grows without bound outside
 SILENCE = 1e-3  # -60 dBFS: a swing below it holds no voice to learn from
 AGAIN = "copy or export the recording again; FLAC or WAV, 16 bit, mono is best"
+NOT_DECODED = (soundfile.SoundFileError, OSError, ValueError)  # soundfile's, the system's, PyAV's
 LOUDEST = 16.0  # +24 dB: float samples beyond it are on another scale, often that of 16-bit integers
 
 
@@ -120,9 +122,9 @@ class _From(io.FileIO):
 class AudioStream:
     """One decoding of one file, in blocks; what was decoded is checked against the container when it ends.
 
-    ``blocks()`` yields float64 ``[frames, channels]``, full scale 1. It raises LaneError, naming the file, for a
-    non-finite sample at once, and at the end for a file that is shorter than it says, or whose samples are not those
-    its MD5 was made of. Memory: one block.
+    ``promised``: samples a channel, by the file's own account. ``blocks()`` yields float64 ``[frames, channels]``, full
+    scale 1. It raises LaneError, naming the file, for a non-finite sample at once, and at the end for a file that is
+    shorter than it says, or whose samples are not those its MD5 was made of. Memory: one block.
     """
 
     def __init__(self, path: Path, step: str = "preflight") -> None:
@@ -133,19 +135,21 @@ class AudioStream:
             raise self._bad(
                 "audio_is_lfs_pointer", f"is a git-LFS pointer of {size} bytes, not the audio", "git lfs pull"
             )
+        kind = kind_of(path)
+        through_av = kind in NEED_AV and pyav.is_installed()
         try:
-            self._promise = read_promise(path, size)
+            self._promise = read_promise(path, size, through_av)
             self._raw = _From(path, self._promise.start, self._promise.end)
         except DefectError as defect:
             raise self._bad(defect.code, str(defect), _mend(path, defect.code, defect.at)) from None
+        self._file: Any
         try:
-            self._file = soundfile.SoundFile(self._raw)
-        except (soundfile.SoundFileError, OSError) as error:
+            self._file = pyav.AVFile(path, self._promise.packets) if through_av else soundfile.SoundFile(self._raw)
+        except NOT_DECODED as error:
             self._raw.close()
             if shortage(error):
                 raise
-            reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
-            kind = kind_of(path)
+            reason = _reason(error)
             if kind in MANY_CODINGS:
                 found = f"is a whole {kind}, and libsndfile does not read what is in it ({reason})"
                 raise self._bad("audio_unsupported", found, _mend(path, "audio_unsupported")) from None
@@ -153,13 +157,12 @@ class AudioStream:
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.facts: AudioFacts | None = None
-        self._promised = self._file.frames if self._promise.frames is None else self._promise.frames
+        self.promised = self._file.frames if self._promise.frames is None else self._promise.frames
+        self._slack = self._file.slack if through_av else self._promise.slack
         low, high = SAMPLE_RATES
-        if max(self._promised, 0 if self._promise.slack else self._file.frames) > MAXIMUM_FRAMES:
+        if max(self.promised, 0 if self._slack else self._file.frames) > MAXIMUM_FRAMES:
             self.close()
-            raise self._bad(
-                "audio_cut_short", f"its header promises {self._promised:,} samples, which cannot be", AGAIN
-            )
+            raise self._bad("audio_cut_short", f"its header promises {self.promised:,} samples, which cannot be", AGAIN)
         if not low <= self.sample_rate <= high:
             self.close()
             found = f"has a sample rate of {self.sample_rate:,} Hz; accepted: {low:,} to {high:,} Hz"
@@ -187,10 +190,10 @@ class AudioStream:
         while True:
             try:
                 block = self._file.read(frames, dtype="int32" if md5 else "float64", always_2d=True)
-            except (soundfile.SoundFileError, OSError) as error:
+            except NOT_DECODED as error:
                 if shortage(error):
                     raise
-                reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+                reason = _reason(error)
                 raise self._bad("audio_damaged", f"stops decoding after {total:,} samples ({reason})", AGAIN) from None
             if not len(block):
                 break
@@ -208,13 +211,13 @@ class AudioStream:
             mixed = block.mean(axis=1)  # what is trained on: two channels of opposite sign are silence
             lowest, highest = min(lowest, float(mixed.min())), max(highest, float(mixed.max()))
             yield block
-        if total == 0 and self._promised:
-            found = f"says that it holds no samples, and {self._promised:,} follow: it was written to a pipe or cut off"
+        if total == 0 and self.promised:
+            found = f"says that it holds no samples, and {self.promised:,} follow: it was written to a pipe or cut off"
             raise self._bad("audio_no_samples", found, _mend(self.path, "audio_unverifiable"))
         if total == 0:
             raise self._bad("audio_no_samples", "holds no samples", "put the recording there again")
-        if abs(total - self._promised) > self._promise.slack:
-            found = f"should hold {self._promised:,} samples by its own account, and {total:,} can be decoded"
+        if abs(total - self.promised) > self._slack:
+            found = f"should hold {self.promised:,} samples by its own account, and {total:,} can be decoded"
             raise self._bad("audio_cut_short", found, AGAIN)
         if md5 and md5.digest() != self._promise.md5:
             raise self._bad(
@@ -225,6 +228,11 @@ class AudioStream:
         if rest := self._promise.rest:
             raise self._bad(rest.code, str(rest), _mend(self.path, rest.code, rest.at))
         self.facts = AudioFacts(total, self.sample_rate, self.channels, lowest, highest)
+
+
+def _reason(error: BaseException) -> str:
+    """What a decoder says of a file, in one line, without the name that the message has already."""
+    return " ".join(str(getattr(error, "error_string", getattr(error, "strerror", None) or error)).split()).rstrip(".")
 
 
 def _mend(path: Path, code: str, at: int = 0) -> str:
@@ -240,7 +248,11 @@ def _mend(path: Path, code: str, at: int = 0) -> str:
         "audio_more_than_promised": "make one recording of what is in it, and hear whether it is all there: ",
     }
     name = show(path)
-    return f"{words[code]}ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(name + '.flac')}" if code in words else AGAIN
+    if code not in words:
+        return AGAIN
+    command = f"{words[code]}ffmpeg -i {shlex.quote(name)} -vn {shlex.quote(name + '.flac')}"
+    can_av = code == "audio_unsupported" and kind_of(path) in NEED_AV and not pyav.is_installed()
+    return f"{command}; or install PyAV, which reads it: {pyav.INSTALL}" if can_av else command
 
 
 def _flac_bytes(block: NDArray[np.int32], bits: int) -> bytes:

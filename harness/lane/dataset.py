@@ -24,8 +24,8 @@ from harness.base.files import (
     show,
     write_json,
 )
-from harness.lane.audio import MAXIMUM_FRAMES, AudioFacts, bad_audio, check_regular_file, inspect_audio
-from harness.lane.containers import kind_of
+from harness.lane.audio import MAXIMUM_FRAMES, AudioFacts, AudioStream, bad_audio, check_regular_file, inspect_audio
+from harness.lane.containers import NEED_AV, kind_of
 from harness.lane.errors import LaneError
 from harness.lane.settings import SUFFIXES, Settings
 
@@ -37,12 +37,14 @@ NAMED_AUDIO = (
     *(".wave .rf64 .w64 .bwf .aif .aiff .aifc .caf .au .snd .oga .opus .spx .mp2 .mpga".split()),
     *(".m4a .m4b .mp4 .aac .3gp .amr .gsm .vox .raw .pcm .wma .ac3 .ape .wv .tta .mpc .voc".split()),
 )
+WAV_HEADER = 44  # bytes before the samples of a WAV that says no more than their format
 MAC_NOTES = "._"  # a Mac's notes on the file whose name follows: no recording
 LARGEST_MANIFEST = 100_000_000  # bytes; a longer one is cut, and then no JSON
 
 
 def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]:
-    """Stage every audio file, write ``voice_dataset_manifest.json`` and return what it says.
+    """Stage every audio file, write ``voice_dataset_manifest.json`` and return what it says: for each file what it was
+    (``source``), and of what was staged the name, size, digest and length.
 
     ``narration``: what preflight found of AUDIO_PATH, so that it is not decoded again. Files are staged as hard links
     where the file system allows, else as copies, under ``<12 digits of the content's SHA-256>-<name>``: two files of
@@ -91,8 +93,11 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
                 raise
             skipped.append(error.cause)
             continue
-        name, entry = _entry(settings, source, facts, staged)
-        staged[name] = (source, entry)
+        # What libsndfile does not read is staged as WAV: gates, pages and whoever looks read the staged files.
+        needs_av = kind_of(source) in NEED_AV
+        content = _decoded_to_wav(source, settings.audio_dir) if needs_av else source.resolve()
+        name, entry = _entry(settings, source, content, facts, staged)
+        staged[name] = (content, entry)
     if not staged:
         where = settings.source_dir or settings.audio_path
         raise LaneError(
@@ -115,8 +120,8 @@ def prepare_dataset(settings: Settings, narration: AudioFacts) -> dict[str, Any]
     }
     # First the manifest, then what it lists: what a run that is killed has staged is known by it, and removed.
     write_json(settings.manifest_path, manifest)
-    for source, entry in staged.values():
-        _stage(settings, source, entry)
+    for content, entry in staged.values():
+        _stage(settings, content, entry)
     return manifest
 
 
@@ -240,11 +245,13 @@ def _is_staged_name(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[0-9a-f]{12}-[A-Za-z0-9._-]+", name) is not None
 
 
-def _entry(settings: Settings, source: Path, facts: AudioFacts, taken: Container[str]) -> tuple[str, dict[str, Any]]:
+def _entry(
+    settings: Settings, source: Path, content: Path, facts: AudioFacts, taken: Container[str]
+) -> tuple[str, dict[str, Any]]:
     """(Name in the staging folder, entry in the manifest) of one recording; the name is neither taken nor there."""
-    size, digest = check_regular_file(source), file_sha256(source)
+    size, digest = check_regular_file(content), file_sha256(content)
     safe = re.sub(r"[^a-z0-9._-]", "_", source.stem.lower())[:80] or "audio"  # some disks tell no a from an A
-    suffix = kind_of(source.resolve()).lower()  # some readers go by the name
+    suffix = kind_of(content).lower()  # some readers go by the name
     name = f"{digest[:12]}-{safe}.{suffix}"
     count = 1
     while name in taken or os.path.lexists(settings.audio_dir / name):
@@ -259,12 +266,37 @@ def _entry(settings: Settings, source: Path, facts: AudioFacts, taken: Container
         "channels": facts.channels,
         "frames": facts.frames,
         "duration_seconds": round(facts.seconds, 6),
+        **({} if content == source.resolve() else {"decoded_from": file_sha256(source)}),
     }
 
 
-def _stage(settings: Settings, source: Path, entry: Mapping[str, Any]) -> None:
-    """Bring one file into the staging folder."""
-    digest, real = entry["sha256"][:12], source.resolve()
+def _decoded_to_wav(source: Path, folder: Path) -> Path:
+    """A recording as WAV of 24 bits, under a temporary name in ``folder``. Its bytes depend on its samples alone."""
+    import soundfile
+
+    mark = file_sha256(source)[:12]
+    temporary = reserve(folder / f"{mark}.wav")
+    try:
+        with AudioStream(source, "prepare") as stream:
+            facts = (stream.sample_rate, stream.channels, "PCM_24", None, "WAV")
+            with soundfile.SoundFile(temporary, "x", *facts) as wav:
+                for block in stream.blocks():
+                    wav.write(block)
+    except BaseException:
+        drop(temporary)
+        raise
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*-{mark}.wav"):
+        if leftover != temporary and _begins_like(leftover, temporary, behind=WAV_HEADER):
+            leftover.unlink()
+    return temporary
+
+
+def _stage(settings: Settings, real: Path, entry: Mapping[str, Any]) -> None:
+    """Bring one file into the staging folder; what was decoded for it lies there already, under a temporary name."""
+    digest = entry["sha256"][:12]
+    if real.parent == settings.audio_dir:
+        settle(real, settings.audio_dir / entry["target"], None)
+        return
     for leftover in settings.audio_dir.glob(f"{TEMPORARY_PREFIX}*-{digest}"):
         if _begins_like(leftover, real):
             leftover.unlink()
@@ -281,11 +313,14 @@ def _stage(settings: Settings, source: Path, entry: Mapping[str, Any]) -> None:
         raise
 
 
-def _begins_like(leftover: Path, recording: Path) -> bool:
-    """Whether a file is a copy of the recording, or the beginning of one, as a run that was killed leaves it."""
+def _begins_like(leftover: Path, recording: Path, behind: int = 0) -> bool:
+    """Whether a file is a copy of the recording, or the beginning of one, as a run that was killed leaves it. The first
+    ``behind`` bytes, which are written last, do not count."""
     if not stat.S_ISREG(leftover.lstat().st_mode):
         return False
     with leftover.open("rb") as copy, recording.open("rb") as whole:
+        copy.seek(behind)
+        whole.seek(behind)
         while block := copy.read(1 << 20):
             if block != whole.read(len(block)):
                 return False
@@ -339,7 +374,9 @@ def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
     for key, low, high in (("sample_rate", 1, 1 << 32), ("channels", 1, 1024), ("frames", 1, MAXIMUM_FRAMES)):
         if type(entry[key]) is not int or not low <= entry[key] <= high:
             raise ValueError(f"{key} of {entry['target']} is {entry[key]!r}")
-    if not isinstance(entry["sha256"], str) or not isinstance(entry["source"], str):
-        raise ValueError(f"source or sha256 of {entry['target']} is no text")
+    if not all(isinstance(entry.get(key, ""), str) for key in ("source", "sha256", "decoded_from")):
+        raise ValueError(f"source, sha256 or decoded_from of {entry['target']} is no text")
     checked = {key: entry[key] for key in ("source", "target", "bytes", "sha256", "sample_rate", "channels", "frames")}
+    if "decoded_from" in entry:
+        checked["decoded_from"] = entry["decoded_from"]
     return {**checked, "duration_seconds": round(entry["frames"] / entry["sample_rate"], 6)}

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.base.files import is_lfs_pointer, show
-from harness.lane.audio import MINIMUM_BYTES, AudioFacts, bad_audio, check_regular_file, inspect_audio
+from harness.lane.audio import MINIMUM_BYTES, AudioFacts, AudioStream, bad_audio, check_regular_file, inspect_audio
+from harness.lane.containers import NEED_AV, kind_of
 from harness.lane.dataset import find_audio, read_manifest
 from harness.lane.errors import LaneError
 from harness.lane.hub import MODEL_FILES, check_model_file, fetch_model
@@ -83,10 +84,15 @@ def audio_in(paths: list[Path]) -> tuple[float, int]:
 
     seconds, size = 0.0, 0
     for path in paths:
-        with contextlib.suppress(soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
-            header = soundfile.info(os.fspath(path))
-            seconds += header.duration
-            size += header.frames * header.channels * 2
+        with contextlib.suppress(soundfile.SoundFileError, LaneError, OSError, RuntimeError, TypeError, ValueError):
+            if kind_of(path) in NEED_AV:
+                with AudioStream(path) as stream:
+                    frames, rate, channels = stream.promised, stream.sample_rate, stream.channels
+            else:
+                header = soundfile.info(os.fspath(path))
+                frames, rate, channels = header.frames, header.samplerate, header.channels
+            seconds += frames / rate
+            size += frames * channels * 2
     return seconds, size
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from harness.lane import pyav
 from harness.lane.audio import AudioStream, inspect_audio
 from harness.lane.containers import kind_of
 from harness.lane.dataset import prepare_dataset, same_content
@@ -290,7 +291,8 @@ REFUSED: dict[str, tuple[Bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_for_what_it_is(what: str, whole: Whole, tmp_path: Path) -> None:
+def test_refused_for_what_it_is(what: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyav, "is_installed", lambda: False)  # with it: test_pyav.py
     make, code, names = REFUSED[what]
     path = tmp_path / "recording.flac"
     path.write_bytes(make(whole, tmp_path))

@@ -27,7 +27,7 @@ def test_every_recording_is_in_the_data_set(lane_run: RunEvidence, measured: Mea
     skipped, left_out = " ".join(manifest.skipped), " ".join(manifest.left_out)
     allowed = os.environ.get("LANE_SKIP_BAD_FILES", "").strip().lower() in ("1", "true", "yes", "on")
     assert allowed or not skipped, f"left out, and LANE_SKIP_BAD_FILES is not set: {skipped}"
-    staged = {entry.sha256 for entry in manifest.entries}
+    staged = {entry.decoded_from or entry.sha256 for entry in manifest.entries}
     measured(f"recordings: {len(staged)}")
     for path in recordings(lane_run):
         named = path.name in (skipped if allowed else "") or (

@@ -19,7 +19,7 @@ PARTS = {
     "numerics": ("", "numpy torch"),
     "lane": (
         "base numerics",
-        "audiocraft huggingface_hub numpy omegaconf soundfile torch transformers xformers yaml",
+        "audiocraft av huggingface_hub numpy omegaconf soundfile torch transformers xformers yaml",
     ),
     "runs": ("base baselines evidence numerics", "msgspec numpy soundfile"),
     "session": ("base baselines bootstrap.report evidence present runs", "pytest"),

@@ -59,13 +59,15 @@ class DefectError(Exception):
 @dataclass(frozen=True)
 class Promise:
     """What the container says: ``frames`` (None: libsndfile's own count is all there is), how far the decoder may be
-    off it (``slack``), and for FLAC the MD5 of the samples at ``bits`` each. libsndfile is to see the bytes from
+    off it (``slack``), for FLAC the MD5 of the samples at ``bits`` each, and for AAC how many ``packets``
+    there are. libsndfile is to see the bytes from
     ``start`` to ``end`` (0: all). ``rest``: what follows the samples, which tells only if they are whole."""
 
     frames: int | None = None
     slack: int = 0
     md5: bytes | None = None
     bits: int = 0
+    packets: int = 0
     start: int = 0
     end: int = 0
     rest: DefectError | None = None
