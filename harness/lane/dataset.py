@@ -27,15 +27,16 @@ from harness.base.files import (
 from harness.lane.audio import MAXIMUM_FRAMES, AudioFacts, AudioStream, bad_audio, check_regular_file, inspect_audio
 from harness.lane.containers import NEED_AV, kind_of
 from harness.lane.errors import LaneError
-from harness.lane.settings import SUFFIXES, Settings
+from harness.lane.settings import MORE_SUFFIXES, SUFFIXES, WITH_AV_SUFFIXES, Settings
 
 SCHEMA = "voice_dataset/1"
 NOT_READ = ("audio_undecodable", "audio_unsupported", "audio_empty")
 # What names say that it is audio. Of these, a file that is none stops the run if the lane reads its kind (SUFFIXES).
 NAMED_AUDIO = (
     *SUFFIXES,
-    *(".wave .rf64 .w64 .bwf .aif .aiff .aifc .caf .au .snd .oga .opus .spx .mp2 .mpga".split()),
-    *(".m4a .m4b .mp4 .aac .3gp .amr .gsm .vox .raw .pcm .wma .ac3 .ape .wv .tta .mpc .voc".split()),
+    *MORE_SUFFIXES,
+    *WITH_AV_SUFFIXES,
+    *(".bwf .snd .spx .mp2 .mpga .3gp .amr .gsm .vox .raw .pcm .wma .ac3 .ape .wv .tta .mpc .voc".split()),
 )
 WAV_HEADER = 44  # bytes before the samples of a WAV that says no more than their format
 MAC_NOTES = "._"  # a Mac's notes on the file whose name follows: no recording

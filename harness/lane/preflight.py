@@ -19,6 +19,7 @@ from harness.lane.dataset import find_audio, read_manifest
 from harness.lane.errors import LaneError
 from harness.lane.hub import MODEL_FILES, check_model_file, fetch_model
 from harness.lane.outputs import check_names
+from harness.lane.scalars import check_tensorboard
 from harness.lane.settings import Settings
 from harness.numerics.processor import FORCING, lacking
 
@@ -31,6 +32,7 @@ def preflight(settings: Settings, say: Callable[[str], None]) -> AudioFacts:
     try:
         check_names(settings)
         check_processor(settings)
+        check_tensorboard(settings)
         narration = check_narration(settings)
         check_model(settings, say)
         if settings.run_prepare:

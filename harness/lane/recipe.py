@@ -93,6 +93,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     from harness.lane.estimate import Estimate
     from harness.lane.held_out import split_chunks
     from harness.lane.model import load_model
+    from harness.lane.scalars import Scalars
     from harness.lane.state import StateFile, identity_of
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
@@ -141,6 +142,8 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     trace = Trace(settings)
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(trace.publish)
+        scalars = Scalars(settings)
+        at_the_end.callback(scalars.close)
         trace.write(
             "header",
             schema="lane_trace/1",
@@ -175,6 +178,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
             line = f"PROGRESS {now.step} {settings.steps} LOSS {now.loss:.6f} SMOOTHED {now.smoothed:.6f}"
             if now.held_out:
                 line += " HELD_OUT {:.6f} {:.6f}".format(*now.held_out)
+            scalars.add(now)
             raise_if_stopped(line)
             if estimated := estimate.after(now.step):
                 say(f"ESTIMATE {estimated}")

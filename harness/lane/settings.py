@@ -20,6 +20,8 @@ from harness.lane.errors import LaneError
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED_MODEL = REPOSITORY / "data" / "musicgen_nano"
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")  # of the recordings that are read
+MORE_SUFFIXES = tuple(".opus .oga .wave .rf64 .aif .aiff .aifc .w64 .caf .au".split())  # read too
+WITH_AV_SUFFIXES = (".m4a", ".m4b", ".mp4", ".mov", ".aac")  # read where PyAV is installed
 NUMERIC_MODES = ("universal", "portable", "native")
 Reader = Callable[[str], Any]
 
@@ -166,6 +168,8 @@ class Settings:
                                       "steps from one saved state to the next; 0: none; auto: at most 2 % of the time")
     skip_bad_files: bool = _setting("LANE_SKIP_BAD_FILES", _flag, "0",
                                     "1: leave bad audio files out and say so; 0: a bad file stops the run")
+    tensorboard: bool = _setting("LANE_TENSORBOARD", _flag, "0",
+                                 "1: losses and learning rate for TensorBoard, in {run_dir}/tensorboard")
     run_id: str = _setting("LANE_RUN_ID", _utf8, "a fresh one", "identifier written into every file of the run")
     audio_path: Path = _setting("AUDIO_PATH", _path, "{checkout}/data/knowledge_audio_source/auntie_dottie.flac",
                                 "the narration; more than 5,000,000 bytes, or all recordings together as 16-bit PCM. "
@@ -221,6 +225,10 @@ class Settings:
     @property
     def trace_path(self) -> Path:
         return self.run_dir / "trace.jsonl"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        return self.run_dir / "tensorboard"
 
     @property
     def state_path(self) -> Path:
@@ -300,9 +308,12 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _largest(folder: Path) -> Path | None:
-    """The largest recording in a folder: its narration, where AUDIO_PATH names none."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return max(sorted(files), key=lambda path: path.stat().st_size, default=None)
+    """The largest recording in a folder: its narration, where AUDIO_PATH names none. What needs PyAV comes last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for suffixes in ((*SUFFIXES, *MORE_SUFFIXES), WITH_AV_SUFFIXES):
+        if found := [path for path in files if path.suffix.lower() in suffixes]:
+            return max(found, key=lambda path: path.stat().st_size)
+    return None
 
 
 def _device(numerics: str, *, allow_cpu: bool) -> str:

@@ -59,6 +59,7 @@ class Progress:
     step: int
     loss: float
     smoothed: float
+    learning_rate: float
     held_out: tuple[float, float] | None
 
 
@@ -244,7 +245,7 @@ def train(
             so_far = (loss_value, first_loss, smoothed, sanitized, before, best, trace.so_far())
             states.save(State(step, *so_far, adapters.state_dict(), best_adapters, optimizer.state_dict()))
         measured = (before.loss, now.loss) if before and now else None
-        progress(Progress(step, loss_value, smoothed_loss(smoothed, step), measured))
+        progress(Progress(step, loss_value, smoothed_loss(smoothed, step), optimizer.lr, measured))
         chunks = next(order)
 
     if best is not None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.smoke
 
 SHIPPED_SOURCE = Path(__file__).resolve().parents[2] / "data" / "knowledge_audio_source"
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg")
-MORE_SUFFIXES = (".opus", ".oga", ".aif", ".aiff", ".w64", ".caf", ".au", ".mp2")  # of these some hold what is not read
+MORE_SUFFIXES = (".opus", ".oga", ".aif", ".aiff", ".w64", ".caf", ".au", ".mp2", ".m4a", ".mp4", ".mov", ".aac")
 CHECKPOINT_META = set("lane promotable model_id model_fingerprint adapter rank seed steps best_step".split())
 
 
