@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 ROOT = Path(__file__).resolve().parents[2]
+NARRATION = ROOT / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
 NOTEBOOK = ROOT / "docs" / "colab.ipynb"
 
 
@@ -70,17 +72,27 @@ def execute(checkout: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_it_runs_from_the_first_cell_to_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = NOTEBOOK.read_bytes()
     run_dir = tmp_path / "run"
+    own = tmp_path / "own"
+    own.mkdir()
+    samples, rate = soundfile.read(NARRATION, dtype="int16", frames=100 * 32_000)
+    for number in range(4):
+        soundfile.write(own / f"{number}.flac", samples[number * 25 * rate : (number + 1) * 25 * rate], rate)
+    for name, value in {"OWN_VOICE": own, "OWN_STEPS": 4, "OWN_RUN_DIR": tmp_path / "own run"}.items():
+        monkeypatch.setenv(name, str(value))
     notebook = execute(ROOT, run_dir, tmp_path, monkeypatch)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.get("text", "") for output in outputs)
     assert "=== COLAB TRAIN REPORT ===" in printed and "objective_status: completed" in printed
     shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
     html = "".join(data.get("text/html", "") for data in shown)
-    assert html.count("<audio") == 4 and "srcdoc=" in html and "Content-Security-Policy" in html
+    assert html.count("<audio") == 8 and "srcdoc=" in html and "Content-Security-Policy" in html
     assert any(data.get("text/markdown", "").startswith("## ✅ Lane:") for data in shown)
     assert sorted(path.name for path in (run_dir / "listen").glob("*.flac")) == [
         "reconstruction.flac", "source.flac", "with_adapter.flac", "without_adapter.flac",
     ]  # fmt: skip
+    assert "OWN_VOICE is not set" not in printed
+    report = (tmp_path / "own run" / "train_report.txt").read_text()
+    assert "objective_status: completed" in report and "manifest_entry_count: 4" in report
     assert NOTEBOOK.read_bytes() == before
 
 
