@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from harness.base.files import atomic_write, show
-from harness.lane.settings import SHIPPED_MODEL, VARIABLES
+from harness.lane.settings import SHIPPED_MODEL, VARIABLES, is_shipped
 
 TOY = "the shipped model is a toy of 1.1M parameters, and its voice buzzes"
 
@@ -20,7 +19,7 @@ def generate(arguments: list[str]) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(
         "python3 -m harness generate",
-        description=f"Generates audio with a trained adapter. Experimental: {TOY}.",
+        description=f"Generates audio with a trained adapter. Experimental; {TOY}.",
         epilog="exit codes: 0 the file was written; 1 it was not, with a line that says why; 64 wrong usage",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the trained adapter (.pt)")
@@ -42,7 +41,7 @@ def generate(arguments: list[str]) -> int:
         parser.error(f"--seed: found {options.seed}, expected 0 to 2^63-1")
     import torch
 
-    from harness.lane.voice import VoiceError, attach_voice, load_musicgen, read_voice
+    from harness.lane.voice import VoiceError, attach_voice, load_musicgen, read_voice, sampled
 
     # audiocraft's codec uses a function of torch that is to go away; nothing to do about it here.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -62,7 +61,8 @@ def generate(arguments: list[str]) -> int:
         print(f"nothing was generated: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 1
     how = "without the adapter" if options.without_adapter else f"with {show(options.checkpoint)}"
-    print(f"{show(options.out)}: {options.seconds:g} s {how}, seed {options.seed}; experimental: {TOY}")
+    toy = f": {TOY}" if is_shipped(options.model) else ""
+    print(f"{show(options.out)}: {options.seconds:g} s {how}, seed {options.seed}; experimental{toy}")
     return 0
 
 
@@ -83,21 +83,6 @@ def own_model(meta: dict[str, Any]) -> str:
     if meta.get("model_id") == SHIPPED_MODEL.name and SHIPPED_MODEL.is_dir():
         return str(SHIPPED_MODEL)
     raise VoiceError(f"the adapter was trained on {meta.get('model_id')}; next: name that model with --model=NAME")
-
-
-def sampled(model: Any, prompt: str, seconds: float) -> Any:
-    """float64 samples ``[samples]`` at the model's rate, with a line of progress each second or so."""
-    model.set_generation_params(duration=seconds)
-    shown = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        if done >= total or time.monotonic() - shown > 1.0:
-            shown = time.monotonic()
-            print(f"generated {min(done, total)} of {total} frames", file=sys.stderr, flush=True)
-
-    model.set_custom_progress_callback(progress)
-    return model.generate([prompt], progress=True)[0, 0].double().cpu().numpy()
 
 
 def write_wav(path: Path, wave: Any, rate: int) -> None:

@@ -88,17 +88,16 @@ def check_pickle(path: Path) -> None:
                 raise ValueError("its pickle makes a bytearray")
 
 
-def check_model_directory(directory: Path) -> tuple[str, bool]:
+def identify_model(name: str, say: Callable[[str], None] = lambda line: None) -> tuple[str, bool]:
     """(SHA-256 that names the model, whether it needs the transformers package) of a directory in audiocraft's export
-    format. Raises LaneError as ``check_model_files`` and ``fetch_parts`` do."""
-    digests, codec, encoders = check_model_files({name: directory / name for name in MODEL_FILES})
-    parts = fetch_parts(codec, encoders, lambda line: None)
-    return model_digest(digests, parts), bool(parts)
-
-
-def model_digest(digests: list[str], parts: dict[str, Path]) -> str:
-    """SHA-256 over the digests of the model's own files, and the names and digests of the parts from the hub."""
-    return hashlib.sha256("\n".join([*digests, *files_digest(parts)]).encode()).hexdigest()
+    format, or of a name on the hub. The digest is over the files that the model is made from, those of a codec and a
+    text encoder that it names included. ``say`` shows what is downloaded. Raises LaneError (step ``load_model``)."""
+    directory = Path(name)
+    is_here = directory.is_dir()
+    files = {file: directory / file for file in MODEL_FILES} if is_here else fetch_model(name, say)
+    digests, codec, encoders = check_model_files(files)
+    parts = fetch_parts(codec, encoders, say)
+    return hashlib.sha256("\n".join([*digests, *files_digest(parts)]).encode()).hexdigest(), bool(parts)
 
 
 @contextlib.contextmanager
@@ -134,23 +133,16 @@ def load_model(
 ) -> tuple[Any, str]:
     """(audiocraft's MusicGen, the model's digest): frozen, in eval mode, its LM in ``dtype``.
 
-    The digest is over the files that the model is made from, those of a codec and a text encoder that it names
-    included. ``say`` shows what is downloaded. Raises LaneError (step ``load_model``).
+    ``say`` shows what is downloaded. Raises LaneError (step ``load_model``).
     """
     # Both would make torch run what a pickle asks for: this variable, and audiocraft's own way with an address.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    directory = Path(settings.model)
-    if directory.is_dir():
-        digests, codec, encoders = check_model_files({name: directory / name for name in MODEL_FILES})
-    else:
-        digests, codec, encoders = check_model_files(fetch_model(settings.model, say))
-    parts = fetch_parts(codec, encoders, say)
-    digest = model_digest(digests, parts)
-    if parts:
+    digest, needs_transformers = identify_model(settings.model, say)
+    if needs_transformers:
         stay_offline()
     try:
-        prepare_audiocraft(transformers=bool(parts))
-        if parts:
+        prepare_audiocraft(transformers=needs_transformers)
+        if needs_transformers:
             import transformers
 
             transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,20 +54,30 @@ def model_fingerprint(lm: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def prepare_model(name: str | os.PathLike[str], offline: bool = False) -> str:
+    """The digest that names a model (a directory, or a name on the hub), as a run's report has it; what it needs of
+    audiocraft can be imported from then on. ``offline``: from then on this process does not ask the hub. Raises
+    VoiceError."""
+    from harness.lane.audiocraft_import import prepare_audiocraft
+    from harness.lane.errors import LaneError
+    from harness.lane.hub import stay_offline
+    from harness.lane.model import identify_model
+
+    try:
+        digest, needs_transformers = identify_model(str(name))
+        prepare_audiocraft(transformers=needs_transformers)
+    except LaneError as error:
+        raise VoiceError(f"{error.cause}; next: {error.action}") from None
+    if offline and needs_transformers:
+        stay_offline()
+    return digest
+
+
 def load_musicgen(name: str | os.PathLike[str], device: str = "cpu") -> Any:
     """audiocraft's MusicGen, frozen and in eval mode. ``name``: a directory in audiocraft's export format, or a name
     on the hub. It works in the environment that the set-up makes, where ``from audiocraft.models import MusicGen``
     would import all of audiocraft's solvers. Raises VoiceError, or what audiocraft raises."""
-    from harness.lane.audiocraft_import import prepare_audiocraft
-    from harness.lane.errors import LaneError
-    from harness.lane.model import check_model_directory
-
-    directory = Path(name)
-    try:
-        parts = not directory.is_dir() or check_model_directory(directory)[1]
-        prepare_audiocraft(transformers=parts)
-    except LaneError as error:
-        raise VoiceError(f"{error.cause}; next: {error.action}") from None
+    prepare_model(name)
     from audiocraft.models.musicgen import MusicGen
     from audiocraft.modules.transformer import set_efficient_attention_backend
 
@@ -75,6 +87,21 @@ def load_musicgen(name: str | os.PathLike[str], device: str = "cpu") -> Any:
         module.eval()
         module.requires_grad_(False)
     return model
+
+
+def sampled(model: Any, prompt: str, seconds: float) -> Any:
+    """float64 samples ``[samples]`` at the model's rate, with a line of progress each second or so."""
+    model.set_generation_params(duration=seconds, top_k=min(250, model.lm.card))  # audiocraft's own 250
+    shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if done >= total or time.monotonic() - shown > 1.0:
+            shown = time.monotonic()
+            print(f"generated {min(done, total)} of {total} frames", file=sys.stderr, flush=True)
+
+    model.set_custom_progress_callback(progress)
+    return model.generate([prompt], progress=True)[0, 0].double().cpu().numpy()
 
 
 def read_voice(checkpoint: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

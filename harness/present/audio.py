@@ -126,10 +126,10 @@ def reconstruction_clip(run: RunEvidence, excerpt: Excerpt) -> Clip:
     """The excerpt's tokens, decoded. Raises NoAudio, EvidenceError. Needs torch, and loads the codec."""
     import torch
 
-    directory = model_directory(run)
+    name = model_name(run)
     from audiocraft.models.loaders import load_compression_model
 
-    codec = load_compression_model(directory, device="cpu").eval()
+    codec = load_compression_model(name, device="cpu").eval()
     codes = np.concatenate([run.tokens[index] for index in excerpt.chunks], axis=1).astype(np.int64)
     with torch.no_grad():
         wave = codec.decode(torch.from_numpy(codes)[None])[0, 0].double().numpy()
@@ -137,21 +137,22 @@ def reconstruction_clip(run: RunEvidence, excerpt: Excerpt) -> Clip:
     return Clip("reconstruction", about, encode(wave, codec.sample_rate))
 
 
-def model_directory(run: RunEvidence) -> str:
-    """The directory of the model that the run used, checked by its digest. Raises NoAudio, EvidenceError."""
-    from harness.lane.errors import LaneError
-    from harness.lane.model import check_model_directory
+def model_name(run: RunEvidence) -> str:
+    """Directory or name on the hub of the model that the run used, checked by its digest; it can be loaded from then
+    on. Raises NoAudio, EvidenceError."""
     from harness.lane.settings import SHIPPED_MODEL
+    from harness.lane.voice import VoiceError, prepare_model
 
-    directory = Path(os.environ.get("LANE_MODEL") or SHIPPED_MODEL)
+    name = os.environ.get("LANE_MODEL") or str(SHIPPED_MODEL)
     expected = run.report["model_digest"]
+    again = f"set LANE_MODEL to {run.report['model_id']}: its directory, or its name on the hub"
     try:
-        found, _ = check_model_directory(directory)
-    except LaneError as error:
-        raise NoAudio(f"the run's model is not here: {error}; set LANE_MODEL to its directory") from None
+        found = prepare_model(name, offline=True)
+    except VoiceError as error:
+        raise NoAudio(f"the run's model is not here: {error}; {again}") from None
     if found != expected:
-        raise NoAudio(f"{directory} is not the run's model (digest {found[:12]}, the run's is {expected[:12]})")
-    return str(directory)
+        raise NoAudio(f"{name} is not the run's model (digest {found[:12]}, the run's is {expected[:12]}); {again}")
+    return name
 
 
 def possible_clips(run: RunEvidence) -> list[str]:

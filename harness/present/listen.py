@@ -15,7 +15,7 @@ from harness.present.audio import (
     NoAudio,
     choose_excerpt,
     encode,
-    model_directory,
+    model_name,
     possible_clips,
     reconstruction_clip,
     source_clip,
@@ -93,33 +93,29 @@ def make_clips(run: RunEvidence, seed: int) -> tuple[dict[str, Clip], list[str]]
     if not possible_clips(run):
         return clips, missing
     try:
-        directory = model_directory(run)
-        from harness.lane.audiocraft_import import prepare_audiocraft
-        from harness.lane.model import check_model_directory
-
-        prepare_audiocraft(transformers=check_model_directory(Path(directory))[1])
+        name = model_name(run)
     except (NoAudio, EvidenceError, ImportError) as error:
         return clips, [*missing, str(error)]
     attempt(lambda: [reconstruction_clip(run, choose_excerpt(run))])
-    attempt(lambda: sample_clips(run, directory, seed))
+    attempt(lambda: sample_clips(run, name, seed))
     return clips, missing
 
 
-def sample_clips(run: RunEvidence, directory: str, seed: int) -> list[Clip]:
+def sample_clips(run: RunEvidence, name: str, seed: int) -> list[Clip]:
     """The same description and seed twice: by the frozen model, and with the run's adapters. Raises what audiocraft
     raises."""
     import torch
 
-    from harness.lane.voice import attach_voice, load_musicgen
+    from harness.lane.voice import attach_voice, load_musicgen, sampled
 
-    torch.set_num_threads(1)
-    model = load_musicgen(directory)
-    model.set_generation_params(duration=SAMPLE_SECONDS)
+    model = load_musicgen(name)
+    if sum(parameter.numel() for parameter in model.lm.parameters()) < 5_000_000:  # as the shipped one
+        torch.set_num_threads(1)  # two are slower
     description = str((run.status.settings or {}).get("description") or "")
 
     def sample(name: str) -> Clip:
         torch.manual_seed(seed)
-        wave = model.generate([description])[0, 0].double().numpy()
+        wave = sampled(model, description, SAMPLE_SECONDS)
         return Clip(name, f"“{description}”, seed {seed}", encode(wave, model.sample_rate))
 
     without = sample("without_adapter")

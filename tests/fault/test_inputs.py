@@ -657,7 +657,7 @@ def test_pickle_that_runs_code_is_refused_unread(
 def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from harness.lane.model import check_model_directory
+    from harness.lane.model import identify_model
     from harness.lane.preflight import check_model
     from harness.lane.settings import read_settings
 
@@ -688,7 +688,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
     for what, (name, data, code) in cases.items():
         model = _model_with(tmp_path / what, name, data)
         with pytest.raises(LaneError) as caught:
-            check_model_directory(model)
+            identify_model(str(model))
         assert caught.value.code == code, f"{what}: {caught.value.cause}"
         assert name in caught.value.cause
     for text in ("https://example.invalid/model.bin", str(evil), str(tmp_path / "nowhere"), "a/b/c"):
@@ -700,7 +700,7 @@ def test_model_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytes
         model = _model_with(tmp_path / "fifo", "state_dict.bin", None)
         os.mkfifo(model / "state_dict.bin")
         with pytest.raises(LaneError, match="no regular file"):
-            check_model_directory(model)
+            identify_model(str(model))
 
 
 CONFIGURATIONS = {

@@ -86,6 +86,10 @@ def test_all_gates_hold(home: Path, tmp_path: Path) -> None:
     for absent in (" failed", " skipped", " error"):
         assert absent not in done.stdout.splitlines()[-1], done.stdout[-2000:]
     assert (tmp_path / "checkpoints" / "tts_voice_train_musicgen_small.pt").is_file()
+    command = [sys.executable, "-m", "harness", "listen", str(tmp_path)]
+    heard = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert heard.returncode == 0, heard.stdout[-2000:] + heard.stderr[-2000:]
+    assert len(list((tmp_path / "listen").glob("*.flac"))) == 4
     assert not asked.exists(), f"everything is in the cache, and the gates asked {asked.read_text()}"
 
 

@@ -30,12 +30,12 @@ def load_model() -> Any:
     import torch
 
     from harness.lane.audiocraft_import import prepare_audiocraft
-    from harness.lane.model import check_model_directory
+    from harness.lane.model import identify_model
 
     torch.set_num_threads(1)
     name = os.environ.get("LANE_MODEL") or str(SHIPPED_MODEL)
     own = Path(name)
-    prepare_audiocraft(transformers=own != SHIPPED_MODEL and (not own.is_dir() or check_model_directory(own)[1]))
+    prepare_audiocraft(transformers=own != SHIPPED_MODEL and identify_model(str(own))[1])
     from audiocraft.models.musicgen import MusicGen
     from audiocraft.modules.transformer import set_efficient_attention_backend
 

@@ -38,8 +38,8 @@ HOLES = {
     "bootstrap/doctor.py": "harness.lane.settings",
     "lane/__init__.py": "harness.bootstrap.too_old",  # for a Python that cannot run the lane
     "lane/audiocraft_import.py": "?",  # the packages of its table
-    "present/audio.py": "harness.lane.errors harness.lane.model harness.lane.settings",
-    "present/listen.py": "harness.lane.audiocraft_import harness.lane.model harness.lane.voice",
+    "present/audio.py": "harness.lane.settings harness.lane.voice",
+    "present/listen.py": "harness.lane.voice",
     "promotion/contents.py": "harness.lane.audio harness.lane.containers harness.lane.errors",
 }
 

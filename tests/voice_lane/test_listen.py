@@ -28,18 +28,18 @@ def test_a_reconstruction_is_the_codecs_own_of_the_tokens(model: Any, tmp_path: 
     from run_directory import write_report, write_run
 
     from harness.evidence import load_run
-    from harness.present.audio import Excerpt, NoAudio, model_directory, reconstruction_clip
+    from harness.present.audio import Excerpt, NoAudio, model_name, reconstruction_clip
 
     run_dir = write_run(tmp_path / "run", checkpoint=False)
     tokens = np.random.default_rng(0).integers(0, 256, (2, 4, 50), dtype=np.int16)
     np.save(run_dir / "tokens.npy", tokens)
     report = load_run(run_dir).report
     with pytest.raises(NoAudio, match="is not the run's model"):
-        model_directory(load_run(run_dir))
-    from harness.lane.model import check_model_directory
+        model_name(load_run(run_dir))
+    from harness.lane.model import identify_model
     from harness.lane.settings import SHIPPED_MODEL
 
-    digest, _ = check_model_directory(SHIPPED_MODEL)
+    digest, _ = identify_model(str(SHIPPED_MODEL))
     write_report(run_dir / "train_report.txt", report | {"model_digest": digest})
     clip = reconstruction_clip(load_run(run_dir), Excerpt(run_dir, 0, (0, 1), 2.0))
     wave, rate = soundfile.read(io.BytesIO(clip.data))
