@@ -34,6 +34,7 @@ _KINDS = {
     "exit_code": (rb"-?\d{1,3}\n\Z", ()),
     "tokens": (rb"\x93NUMPY(?s:....)[^\n]*" + TOKENS_MARK + rb"\n", ()),
     "state": (rb"PK\x03\x04", (b"train_state/", b"experimental", b"promotable")),
+    "last_step": (rb"PK\x03\x04", (b"last_step/", b"experimental", b"promotable")),
     "checkpoint": (rb"PK\x03\x04", (b"adapter", b"model_id", b"experimental", b"promotable")),
     "page": (rb"<!DOCTYPE html>\n(?s:.)*(?:" + PAGE_MARK.encode() + rb"|--recorded: #e09a2b; --band: )", ()),
     "clip": (rb"fLaC", (CLIP.encode(),)),

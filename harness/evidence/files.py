@@ -293,6 +293,15 @@ class RunFiles:
         return read_checkpoint(path) if path.exists() or self.trace.header.mode == "universal" else None
 
     @_once
+    def last_step(self) -> Checkpoint:
+        """Values and moments before and after the last update: `before.NAME.value`, `after.NAME.second`, …"""
+        if not self.promises("checkpoint"):
+            raise NotApplicable(f"the lane {self.name} need not leave its last step")
+        path = self.checkpoint_path.with_suffix(".last_step.pt")
+        found = read_checkpoint(path)
+        return self._of_this_run(found, path, str(found.meta.get("run_id")))
+
+    @_once
     def checkpoint_sidecar(self) -> Sidecar:
         """The `.json` beside the checkpoint. Raises NotApplicable for a lane that need not write one."""
         return self._of_this_run(self._sidecar, self._sidecar_path(), self._sidecar.run_id)

@@ -81,8 +81,8 @@ class Start(Struct):
 
 
 class Step(Struct):
-    """One optimizer step. `valid`: positions that count, by codebook; `sketch` and `held_out`: at a few steps, after
-    the update."""
+    """One optimizer step. `valid`: positions that count, by codebook; `learning_rate`: of this update; `sketch` and
+    `held_out`: at a few steps, after the update."""
 
     step: Count
     chunks: list[int]
@@ -95,6 +95,7 @@ class Step(Struct):
     param: Annotated[dict[str, HexFloat], Meta(min_length=1)]
     sketch: Annotated[dict[str, list[HexFloat]], Meta(min_length=1)] = {}
     loss_smoothed: HexFloat | None = None
+    learning_rate: HexFloat | None = None
     held_out: HeldOut | None = None
 
     @classmethod

@@ -71,6 +71,13 @@ def write_checkpoint(
     return sidecar
 
 
+def write_last_step(settings: Settings, last_step: dict[str, dict[str, dict[str, torch.Tensor]]]) -> None:
+    """Write values and moments before and after the last update, in the dtype that they were computed in: from them the
+    gates compute that step again. Raises OSError."""
+    boundary = {"schema": "last_step/1", "run_id": settings.run_id, "lane": "experimental", "promotable": False}
+    atomic_write(settings.last_step_path, _serialise({**boundary, "step": settings.steps, **last_step}))
+
+
 def load_adapters(path: Path, adapters: nn.ModuleList) -> None:
     """Put a checkpoint's tensors into ``adapters`` (any float dtype). Raises RuntimeError if names or shapes differ."""
     adapters.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["adapter"])

@@ -60,6 +60,15 @@ class AdamW:
             eps=self.eps,
         )
 
+    def snapshot(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """Copies, on the CPU, of each parameter's value and moments, by the parameters' names in their order."""
+        columns = zip(self.parameters, self.first, self.second, strict=True)
+        kinds = ("value", "first", "second")
+        return {
+            name: {kind: tensor.detach().cpu().clone() for kind, tensor in zip(kinds, column, strict=True)}
+            for name, column in zip(names, columns, strict=True)
+        }
+
     def state_dict(self) -> dict[str, list[Tensor]]:
         """The moments and the counts of steps, in the order of the parameters."""
         return {"first": self.first, "second": self.second, "steps": self.steps}

@@ -22,8 +22,12 @@ CLIPS = ("source", "reconstruction", "without_adapter", "with_adapter")
 
 def checkpoint_files(path: Path) -> list[tuple[Path, str]]:
     """A checkpoint and the files beside it, with their kinds (files.py)."""
-    float64, sidecar = path.with_suffix(".float64.pt"), path.with_suffix(".json")
-    return [(path, "checkpoint"), (float64, "checkpoint"), (sidecar, "checkpoint/1")]
+    return [
+        (path, "checkpoint"),
+        (path.with_suffix(".float64.pt"), "checkpoint"),
+        (path.with_suffix(".last_step.pt"), "last_step"),
+        (path.with_suffix(".json"), "checkpoint/1"),
+    ]
 
 
 def train_outputs(settings: Settings) -> list[tuple[Path, str]]:

@@ -89,7 +89,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     import torch
 
     from harness.lane.adapter import make_adapters
-    from harness.lane.checkpoint import write_checkpoint
+    from harness.lane.checkpoint import write_checkpoint, write_last_step
     from harness.lane.estimate import Estimate
     from harness.lane.held_out import split_chunks
     from harness.lane.model import load_model
@@ -197,6 +197,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     run.checkpoint = write_checkpoint(
         settings, adapters, keep_float64=is_rounded, fingerprint=fingerprint, step=result.best_step
     )
+    write_last_step(settings, result.last_step)
     run.states.remove()
 
 

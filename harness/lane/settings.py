@@ -211,6 +211,10 @@ class Settings:
         return self.checkpoint_path.with_suffix(".float64.pt")
 
     @property
+    def last_step_path(self) -> Path:
+        return self.checkpoint_path.with_suffix(".last_step.pt")
+
+    @property
     def checkpoint_sidecar_path(self) -> Path:
         return self.checkpoint_path.with_suffix(".json")
 

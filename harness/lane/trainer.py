@@ -41,7 +41,8 @@ SMOOTHING = 0.9  # what each step keeps of the smoothed training loss
 @dataclass(frozen=True)
 class TrainResult:
     """``loss``: of the last step's batch, before its update; ``sanitized``: logits replaced over the whole run;
-    ``best_step``: the step whose adapters are in ``adapters`` now, and are written. All losses in nats."""
+    ``best_step``: the step whose adapters are in ``adapters`` now, and are written; ``last_step``: values and moments
+    ``before`` and ``after`` the last update. All losses in nats."""
 
     loss_first: float
     loss: float
@@ -50,6 +51,7 @@ class TrainResult:
     held_out_first: float | None
     held_out: float | None
     best_step: int
+    last_step: dict[str, dict[str, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def train(
         gradients = finite_norms("gradient of", {name: _gradient(name, p) for name, p in parameters.items()})
 
         optimizer.lr = learning_rate(settings, step)
+        last_step = {"before": optimizer.snapshot(parameters)} if step == settings.steps else {}
         optimizer.step()
         values = finite_norms("parameter", {name: p.detach() for name, p in parameters.items()})
         smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss_value
@@ -231,6 +234,7 @@ def train(
             step=step,
             chunks=chunks,
             batch_digest=array_digest("batch", tokens.array()[chunks])[:16],
+            learning_rate=hex_float(optimizer.lr),
             loss=hex_float(loss_value),
             loss_by_codebook=[hex_float(v) for v in loss.by_codebook.tolist()],
             valid=loss.valid.tolist(),
@@ -248,6 +252,7 @@ def train(
         progress(Progress(step, loss_value, smoothed_loss(smoothed, step), optimizer.lr, measured))
         chunks = next(order)
 
+    last_step["after"] = optimizer.snapshot(parameters)
     if best is not None:
         adapters.load_state_dict(best_adapters)
     with torch.no_grad():
@@ -273,6 +278,7 @@ def train(
         held_out_first=before.loss if before else None,
         held_out=best.loss if best else None,
         best_step=best.step if best else settings.steps,
+        last_step=last_step,
     )
 
 
