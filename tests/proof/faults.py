@@ -38,6 +38,16 @@ MOVED = "every_adapter_tensor_moved"
 ENDED_WITH = "checkpoint_is_what_training_ended_with"
 GIVES_LOSS = "checkpoint_gives_the_loss_that_training_ended_with"
 COMPLETED = "objective_status_is_completed"
+CUT = "chunks_are_cut_as_the_recipe_says"
+USED = "each_chunk_is_used_as_the_recipe_says"
+BEGIN = "adapters_begin_as_the_recipe_says"
+RATE = "learning_rate_of_each_step_is_the_recipes"
+FIRST_STEPS = "first_two_steps_are_the_recipes"
+LAST_STEP = "last_step_is_the_recipes"
+BELONGS = "last_step_belongs_to_the_run"
+WHOLE = "whole_training_is_the_recipes"
+EVERY_RECORDING = "every_recording_is_in_the_data_set"
+RECORDED = (SAME_DATA, SAME_TOKENS, SAME_LOSS, SAME_CHECKPOINT)  # the gates that compare with a recording
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,10 @@ class Fault:
 
     ``data``: the data set it is run on (see recordings.py). ``before``: a data set that an earlier run in the same run
     directory was made of. ``trains``: the gates' own session runs the lane, and runs it again when it is red, which
-    takes longer and is needed to tell chance from change.
+    takes longer and is needed to tell chance from change. ``settings``: of the run, beside the data set's.
+    ``resumes``: the run is killed after half of its steps, and goes on. ``alone`` and ``alone_says``: the gate that
+    needs no recording, and its words, where ``gate`` is one that compares with a recording; ``missed``: why there is
+    none.
     """
 
     name: str
@@ -60,6 +73,17 @@ class Fault:
     data: str = "shipped"
     before: str = ""
     trains: bool = False
+    settings: tuple[tuple[str, str], ...] = ()
+    resumes: bool = False
+    alone: str = ""
+    alone_says: str = ""
+    missed: str = ""
+
+    def expected_alone(self) -> tuple[str, str]:
+        """The gate that must fail where nothing is recorded, and its words; two empty texts where none does."""
+        if self.alone or self.missed:
+            return self.alone, self.alone_says
+        return (self.gate, self.says) if self.gate not in RECORDED else ("", "")
 
     def expected(self, column: str) -> tuple[str, str]:
         """The gate that must fail in a column (`universal` or `float32`), and what its message must hold."""
@@ -104,8 +128,8 @@ MONO = "block.mean(axis=1)"
 CODED = "return TokenSet(torch.cat(codes), sources, chunk)"
 LIST_SORTED = "return sorted(found, key=os.fsencode)"
 ENTRIES_SORTED = 'entries.sort(key=lambda entry: (entry["sha256"], entry["target"]))'
-REAL = 'digest, real = entry["sha256"][:12], source.resolve()'
-ENTRY = "name, entry = _entry(settings, source, facts, staged)"
+REAL = 'digest = entry["sha256"][:12]'
+ENTRY = "needs_av = kind_of(source) in NEED_AV"
 
 
 def _data() -> Iterator[Fault]:
@@ -156,6 +180,7 @@ def _data() -> Iterator[Fault]:
         "a file left out", "the first file of the folder is forgotten", "data",
         (lane("dataset.py", LIST_SORTED, f"{LIST_SORTED}[1:]"),),
         SAME_DATA, "no recording has this run's data", data="mixed",
+        alone=EVERY_RECORDING, alone_says="is not in the manifest",
     )  # fmt: skip
     yield Fault(
         "bad file swallowed", "an unreadable file is left out without a word: the exception is swallowed", "data",
@@ -177,22 +202,51 @@ def _data() -> Iterator[Fault]:
         "stride wrong", "chunks overlap by half", "data",
         (lane("tokens.py", "round(settings.stride_seconds * rate)", "round(settings.stride_seconds * rate / 2)"),),
         SAME_TOKENS, "phase tokens",
+        alone=CUT, alone_says="by manifest and settings it is",
     )  # fmt: skip
     yield Fault(
         "one chunk twice", "the first chunk of a file is cut out twice", "data",
         (lane("tokens.py", "starts = list(range(0, total - chunk + 1, stride))",
               "starts = [0, *range(0, total - chunk + 1, stride)]"),),
         SAME_TOKENS, "phase tokens",
+        alone=CUT, alone_says="by manifest and settings it is",
     )  # fmt: skip
     yield Fault(
         "end of file dropped", "what is left after the last whole chunk of a file is not used", "data",
         (lane("tokens.py", "if starts[-1] + chunk < total:", "if False:"),),
         SAME_TOKENS, "phase tokens",
+        alone=CUT, alone_says="by manifest and settings it is",
     )  # fmt: skip
     yield Fault(
         "order of the listing", "files are taken in the order in which the file system lists them", "data",
         (lane("dataset.py", LIST_SORTED, "return found"), lane("dataset.py", ENTRIES_SORTED, "pass")),
         SAME_TOKENS, "phase tokens", data="mixed",
+        alone=CUT, alone_says="by manifest and settings it is",
+    )  # fmt: skip
+    yield Fault(
+        "one sample late", "each chunk is cut out one sample late", "data",
+        (lane("tokens.py", "piece, low, start, chunk)", "piece, low - 1, start, chunk)"),),
+        TOKENS, "are not the codec's tokens of the audio",
+    )  # fmt: skip
+    yield Fault(
+        "gain by chunk", "each chunk is brought to full scale", "data",
+        (lane("tokens.py", "wave = torch.from_numpy(samples)[None, None]",
+              "wave = torch.from_numpy(samples / abs(samples).max())[None, None]"),),
+        TOKENS, "are not the codec's tokens of the audio",
+    )  # fmt: skip
+    yield Fault(
+        "quiet chunks dropped", "chunks with little sound in them are left out", "data",
+        (lane("tokens.py", 'yield entry["sha256"], start, samples',
+              'if samples.std() > 0.09:\n                    yield entry["sha256"], start, samples'),),
+        SAME_TOKENS, "phase tokens",
+        alone=CUT, alone_says="by manifest and settings it is",
+    )  # fmt: skip
+    yield Fault(
+        "tail padded", "the last chunk of a file begins where the one before ends, and is filled with what is at the "
+        "end", "data",
+        (lane("tokens.py", "starts.append(total - chunk)", "starts.append(starts[-1] + stride)"),),
+        SAME_TOKENS, "phase tokens",
+        alone=CUT, alone_says="by manifest and settings it is",
     )  # fmt: skip
 
 
@@ -211,16 +265,19 @@ def _order() -> Iterator[Fault]:
         "unseeded shuffle", "the order of chunks comes from the operating system", "order",
         (lane("trainer.py", ORDER, 'import os\n\n    draws = Draws(int.from_bytes(os.urandom(7), "big"), "order")'),),
         SAME_LOSS, "nondeterministic", trains=True,
+        alone=USED, alone_says="the first batch is another one",
     )  # fmt: skip
     yield Fault(
         "order by hash", "the order of chunks depends on Python's hash seed", "order",
         (lane("trainer.py", PERMUTED, "waiting += sorted(chunks, key=lambda i: hash(str(i)))"),),
         SAME_LOSS, "nondeterministic", trains=True,
+        alone=USED, alone_says="the first batch is another one",
     )  # fmt: skip
     yield Fault(
         "not shuffled", "chunks come in the order of the files", "order",
         (lane("trainer.py", PERMUTED, "waiting += chunks"),),
         SAME_LOSS, "step 1 of 24, phase data",
+        alone=USED, alone_says="the first batch is another one",
     )  # fmt: skip
     yield Fault(
         "last batch dropped", "what is left of an epoch and fills no batch is thrown away", "order",
@@ -236,6 +293,33 @@ def _order() -> Iterator[Fault]:
         "always the first batch", "every step trains on the first batch, and the trace says otherwise", "order",
         (lane("trainer.py", "codes = tokens.codes[chunks].to(device)\n\n", "codes = first_codes\n\n"),),
         SAME_LOSS, "step 2 of 24, phase forward",
+        alone=FIRST_STEPS, alone_says="at step 2 the losses",
+    )  # fmt: skip
+    yield Fault(
+        "the same order in each epoch", "every epoch has the first one's order", "order",
+        (lane("trainer.py", PERMUTED,
+              'waiting += [chunks[i] for i in Draws(settings.seed, "order").permutation(len(chunks))]'),),
+        SAME_LOSS, "phase data",
+        alone=USED, alone_says="takes the chunks",
+    )  # fmt: skip
+    yield Fault(
+        "order by hostname", "the machine's name is mixed into the seed of the order", "order",
+        (lane("trainer.py", ORDER,
+              'import socket\n\n    draws = Draws(settings.seed + len(socket.gethostname()), "order")'),),
+        SAME_LOSS, "step 1 of 24, phase data",
+        alone=USED, alone_says="the first batch is another one",
+    )  # fmt: skip
+    yield Fault(
+        "order by path", "the length of the run directory's path is mixed into the seed of the order", "order",
+        (lane("trainer.py", ORDER, 'draws = Draws(settings.seed + len(str(settings.run_dir)), "order")'),),
+        SAME_LOSS, "step 1 of 24, phase data",
+        alone=USED, alone_says="the first batch is another one",
+    )  # fmt: skip
+    yield Fault(
+        "order lost when it goes on", "a run that goes on begins the order of chunks anew", "order",
+        (lane("trainer.py", "        for _ in range(done):\n            chunks = next(order)\n", ""),),
+        SAME_LOSS, "step 13 of 24, phase data", resumes=True,
+        alone=USED, alone_says="step 13 takes the chunks",
     )  # fmt: skip
 
 
@@ -297,6 +381,7 @@ def _objective() -> Iterator[Fault]:
         "objective",
         (lane("trainer.py", "(loss.total * scale).backward()", "(loss.total / 4).backward()"),),
         SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
     )  # fmt: skip
     yield Fault(
         "label smoothing", "a smoothing of 0.1 is left over from an experiment", "objective",
@@ -307,6 +392,52 @@ def _objective() -> Iterator[Fault]:
         "condition text dropped", "the model is conditioned on an empty text", "objective",
         (lane("trainer.py", "condition_tensors(model, settings.description,", 'condition_tensors(model, "",'),),
         FIRST_LOSS, "the model's own is",
+    )  # fmt: skip
+    yield Fault(
+        "backward over other counts", "the loss that is reported is right, and the one that is trained on is divided "
+        "by all positions", "objective",
+        (lane("trainer.py", "(loss.total * scale).backward()",
+              "((loss.by_codebook * loss.valid).mean() / codes[:, 0].numel() * scale).backward()"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "gradient of half of the batch", "the gradient is that of the batch's first half", "objective",
+        (lane("trainer.py", "(loss.total * scale).backward()",
+              "(loss_of(codes[: len(codes) // 2]).total * scale).backward()"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "condition dropped at some steps", "every tenth step has an empty text for its condition", "objective",
+        (lane("trainer.py", "compute_predictions(codes, [], conditions(len(codes)))",
+              'compute_predictions(\n            codes, [], conditions(len(codes)) if step % 10 != 9 else '
+              'condition_tensors(model, "", len(codes))\n        )'),),
+        SAME_LOSS, "step 9 of 24, phase forward",
+        alone=WHOLE, alone_says="at step 9 the losses",
+    )  # fmt: skip
+    yield Fault(
+        "conditions changed in place", "the condition's tensors are kept, and made a little larger at each step",
+        "objective",
+        (lane("trainer.py", UPDATE,
+              f"{UPDATE}        for condition, _ in conditions(len(codes)).values():\n"
+              "            condition.mul_(1.01)\n"),),
+        SAME_LOSS, "step 2 of 24, phase forward",
+        alone=FIRST_STEPS, alone_says="at step 2 the losses",
+    )  # fmt: skip
+    yield Fault(
+        "token masking left on", "a tenth of the tokens is replaced, from the third step on", "objective",
+        (lane("trainer.py", "loss = loss_of(codes)\n        loss_value",
+              "if step > 2:\n            codes[:, :, step % 10 :: 10] = 0\n        loss = loss_of(codes)\n"
+              "        loss_value"),),
+        SAME_LOSS, "step 3 of 24, phase forward",
+        alone=LAST_STEP, alone_says="the last losses by codebook",
+    )  # fmt: skip
+    yield Fault(
+        "setting not used", "the description is read and not used", "objective",
+        (lane("trainer.py", "condition_tensors(model, settings.description,",
+              'condition_tensors(model, "a narration by Auntie Dottie",'),),
+        FIRST_LOSS, "the model's own is", settings=(("LANE_DESCRIPTION", "a calm voice reads"),),
     )  # fmt: skip
 
 
@@ -364,6 +495,7 @@ def _adapter() -> Iterator[Fault]:
         "adapter",
         (lane("adapter.py", ADDED, "added: Tensor = adapter(given[0].detach())"),),
         SAME_CHECKPOINT, "phase backward",
+        alone=FIRST_STEPS, alone_says="the gradient of",
     )  # fmt: skip
     yield Fault(
         "dropout left on", "the adapter has a dropout that no evaluation turns off", "adapter",
@@ -380,12 +512,66 @@ def _adapter() -> Iterator[Fault]:
         "fresh adapters of another seed", "the seed of the adapters' initialisation is a constant", "adapter",
         (lane("recipe.py", "make_adapters(model.lm, settings.seed,", "make_adapters(model.lm, 1234,"),),
         SAME_CHECKPOINT, "phase start",
+        alone=BEGIN, alone_says="begins with norm",
     )  # fmt: skip
     yield Fault(
         "unseeded initialisation", "the adapters' initial values come from the operating system", "adapter",
         (lane("adapter.py", 'draws = Draws(seed, "adapter")',
               'import os\n\n    draws = Draws(int.from_bytes(os.urandom(7), "big"), "adapter")'),),
         SAME_CHECKPOINT, "nondeterministic", trains=True,
+        alone=BEGIN, alone_says="begins with norm",
+    )  # fmt: skip
+    yield Fault(
+        "adapter one token late", "the adapters' output is that of the position before", "adapter",
+        (lane("adapter.py", ADDED, f"{ADDED}.roll(1, dims=1)"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "adapters scaled", "the adapters' output is doubled, as a scale of 16 over a rank of 8 would", "adapter",
+        (lane("adapter.py", "output + added.to(output.dtype)", "output + 2.0 * added.to(output.dtype)"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "adapter in float32", "one product of the adapter is computed in float32", "adapter",
+        (lane("adapter.py", "return x.to(self.down.dtype) @ self.down.T @ self.up.T",
+              "return (x.float() @ self.down.T.float()).to(self.up.dtype) @ self.up.T"),),
+        SAME_CHECKPOINT, "phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        gate32="last_step_is_the_recipes", says32="not noticed: it is what float32 does",
+    )  # fmt: skip
+    yield Fault(
+        "blocks in reverse order", "the first block has the last one's adapters", "adapter",
+        (lane("adapter.py", "zip(lm.transformer.layers, adapters, strict=True)",
+              "zip(lm.transformer.layers, reversed(adapters), strict=True)"),),
+        SAME_LOSS, "step 1 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "other initial scales", "the first factor begins twice as large", "adapter",
+        (lane("adapter.py", "(RANK, inputs), inputs**-0.5", "(RANK, inputs), 2 * inputs**-0.5"),),
+        SAME_CHECKPOINT, "phase start",
+        alone=BEGIN, alone_says="begins with norm",
+    )  # fmt: skip
+    yield Fault(
+        "drawn in another order", "the second layer of each block is drawn before the first", "adapter",
+        (lane("adapter.py", "for name in LINEARS})\n        for layer",
+              "for name in LINEARS[::-1]})\n        for layer"),),
+        SAME_CHECKPOINT, "phase start",
+        alone=BEGIN, alone_says="begins with norm",
+    )  # fmt: skip
+    yield Fault(
+        "seed truncated", "only the seed's last byte is used", "adapter",
+        (lane("adapter.py", 'draws = Draws(seed, "adapter")', 'draws = Draws(seed & 255, "adapter")'),),
+        BEGIN, "begins with norm", settings=(("LANE_SEED", "1000"),),
+    )  # fmt: skip
+    yield Fault(
+        "seed of zero is none", "the seed is used where it is not 0", "adapter",
+        (lane("adapter.py", 'draws = Draws(seed, "adapter")',
+              'import time\n\n    draws = Draws(seed or time.time_ns() % 2**62, "adapter")'),),
+        SAME_CHECKPOINT, "nondeterministic", trains=True,
+        alone=BEGIN, alone_says="begins with norm",
     )  # fmt: skip
 
 
@@ -393,11 +579,29 @@ SET_RATE = "optimizer.lr = learning_rate(settings, step)"
 UPDATE = "        optimizer.step()\n"
 UPDATED = "step 1 of 24, phase optimizer"
 
+OWN_ADAMW = """
+def adamw(parameters, gradients, first, second, _, steps, *, beta1, beta2, lr, weight_decay, eps, **__):
+    for p, g, m, v, s in zip(parameters, gradients, first, second, steps, strict=True):
+        s += 1
+        p.mul_(1 - lr * weight_decay)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        {update}
+"""
+IMPORTED = "from torch.optim.adamw import adamw"
+
+
+def own_adamw(update: str) -> tuple[Edit, ...]:
+    """The update by formulas of its own, whose last line is the given one."""
+    return (lane("optimizer.py", IMPORTED, OWN_ADAMW.replace("{update}", update)),)
+
 
 def _optimizer() -> Iterator[Fault]:
     def rate(name: str, what: str, new: str) -> Fault:
         edits = (lane("trainer.py", SET_RATE, f"optimizer.lr = {new}"),)
-        return Fault(name, what, "optimizer", edits, SAME_CHECKPOINT, UPDATED)
+        return Fault(
+            name, what, "optimizer", edits, SAME_CHECKPOINT, UPDATED, alone=RATE, alone_says="has the learning rate"
+        )
 
     yield rate("learning rate x 2", "the learning rate is doubled", "2 * learning_rate(settings, step)")
     yield rate("learning rate x 1.01", "the learning rate is 1 % higher", "1.01 * learning_rate(settings, step)")
@@ -406,27 +610,33 @@ def _optimizer() -> Iterator[Fault]:
     yield Fault(
         "schedule not applied", "the scheduler is never called", "optimizer",
         (lane("trainer.py", SET_RATE, "pass"),), SAME_CHECKPOINT, UPDATED,
+        alone=RATE, alone_says="has the learning rate",
     )  # fmt: skip
     yield Fault(
         "zero_grad missing", "gradients add up from step to step", "optimizer",
         (lane("trainer.py", "optimizer.zero_grad()", "pass"),), SAME_LOSS, "step 2 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
     )  # fmt: skip
     yield Fault(
         "weight decay dropped", "the weight decay is not handed on", "optimizer",
         (lane("trainer.py", "weight_decay=settings.weight_decay,", "weight_decay=0.0,"),), SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "betas swapped", "AdamW's betas are swapped", "optimizer",
         (lane("trainer.py", "BETAS = (0.9, 0.999)", "BETAS = (0.999, 0.9)"),), SAME_LOSS, "phase optimizer",
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "epsilon of 1e-8", "AdamW's epsilon is torch's own", "optimizer",
         (lane("trainer.py", "EPSILON = 1e-6", "EPSILON = 1e-8"),), SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "Adam for AdamW", "weight decay goes through the gradient's moments", "optimizer",
         (lane("optimizer.py", "from torch.optim.adamw import adamw", "from torch.optim.adam import adam as adamw"),),
         SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "wrong parameters", "the optimizer is given copies of the adapters' parameters", "optimizer",
@@ -439,11 +649,126 @@ def _optimizer() -> Iterator[Fault]:
         (lane("trainer.py", UPDATE,
               f"        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 0.01)\n{UPDATE}"),),
         SAME_CHECKPOINT, "phase optimizer",
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "last update skipped", "the last step computes a gradient and does not use it", "optimizer",
         (lane("trainer.py", UPDATE, "        if step < settings.steps:\n            optimizer.step()\n"),),
         SAME_CHECKPOINT, "step 24 of 24, phase optimizer", says32="checkpoint",
+        alone=LAST_STEP, alone_says="the last update of",
+    )  # fmt: skip
+    yield Fault(
+        "decay on some tensors", "the weight decay is taken off the first factors", "optimizer",
+        (lane("trainer.py", UPDATE,
+              "        with torch.no_grad():\n            for n, p in parameters.items():\n"
+              '                p.div_(1 - optimizer.lr * settings.weight_decay if n.endswith("down") else 1)\n'
+              f"{UPDATE}"),),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "gradient one step old", "each update takes the gradient of the step before", "optimizer",
+        (lane("trainer.py", UPDATE,
+              "        fresh = [_gradient(n, p).clone() for n, p in parameters.items()]\n"
+              "        for p, old in zip(parameters.values(), fresh if step == 1 else stale):\n"
+              f"            p.grad = old\n        stale = fresh\n{UPDATE}"),),
+        SAME_CHECKPOINT, "step 2 of 24, phase optimizer",
+        alone=FIRST_STEPS, alone_says="at step 2 0.linear1.up has norm",
+    )  # fmt: skip
+    yield Fault(
+        "epsilon inside the root", "AdamW's epsilon is added before the root is taken", "optimizer",
+        own_adamw("p.sub_(lr * (m / (1 - beta1**s)) / (v / (1 - beta2**s) + eps).sqrt())"),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "no bias correction", "AdamW's moments are used as they are", "optimizer",
+        own_adamw("p.sub_(lr * m / (v.sqrt() + eps))"),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "decay after the update", "the decay is of the updated values", "optimizer",
+        own_adamw("p.div_(1 - lr * weight_decay).sub_(lr * (m / (1 - beta1**s)) / ((v / (1 - beta2**s)).sqrt() + eps))"
+                  ".mul_(1 - lr * weight_decay)"),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "steps counted from one", "AdamW's count of steps begins at one", "optimizer",
+        (lane("optimizer.py", "torch.zeros((), dtype=torch.float32", "torch.ones((), dtype=torch.float32"),),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "schedule after the step", "the learning rate is set when the update is done", "optimizer",
+        (
+            lane("trainer.py", f"        {SET_RATE}\n", ""),
+            lane("trainer.py", UPDATE, f"{UPDATE}        {SET_RATE}\n"),
+        ),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "a rate that the trace does not see", "AdamW itself takes a rate 0.01 % higher", "optimizer",
+        (lane("optimizer.py", "lr=self.lr,", "lr=1.0001 * self.lr,"),),
+        SAME_CHECKPOINT, UPDATED,
+        alone=FIRST_STEPS, alone_says="after the update",
+    )  # fmt: skip
+    yield Fault(
+        "rate by the clock", "the learning rate depends on the time of the day", "optimizer",
+        (lane("trainer.py", SET_RATE,
+              "import time\n\n        optimizer.lr = learning_rate(settings, step) * "
+              "(1 + 1e-6 * (1 + time.localtime().tm_hour))"),),
+        SAME_CHECKPOINT, UPDATED,
+        alone=RATE, alone_says="has the learning rate",
+    )  # fmt: skip
+    yield Fault(
+        "rate by the number of files", "the learning rate is divided by the number of recordings", "optimizer",
+        (lane("trainer.py", SET_RATE,
+              "optimizer.lr = learning_rate(settings, step) / len({file for file, _ in tokens.sources})"),),
+        SAME_CHECKPOINT, "phase optimizer", data="mixed",
+        alone=RATE, alone_says="has the learning rate",
+    )  # fmt: skip
+    yield Fault(
+        "a spike skipped", "a step whose loss is above 4.25 makes no update", "optimizer",
+        (lane("trainer.py", UPDATE, "        if loss_value < 4.25:\n            optimizer.step()\n"),),
+        SAME_CHECKPOINT, "phase optimizer", says32="checkpoint",
+        alone=BELONGS, alone_says="second moments of",
+    )  # fmt: skip
+    yield Fault(
+        "a lost parameter group", "the last block's adapters are no longer updated from step 13 on", "optimizer",
+        (lane("trainer.py", UPDATE,
+              "        for n, p in parameters.items():\n            if step > 12 and n.startswith(\"2.\"):\n"
+              f"                p.grad = None\n{UPDATE}"),),
+        SAME_CHECKPOINT, "step 13 of 24, phase optimizer",
+        alone=LAST_STEP, alone_says="the last update of 2.",
+    )  # fmt: skip
+    yield Fault(
+        "gradients of two steps", "gradients are cleared at every second step alone", "optimizer",
+        (lane("trainer.py", "optimizer.zero_grad()", "if step % 2:\n            optimizer.zero_grad()"),),
+        SAME_LOSS, "step 2 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "moments lost when it goes on", "a run that goes on begins with moments of zero", "optimizer",
+        (lane("trainer.py", "optimizer.load_state_dict(saved.optimizer)", "pass"),),
+        SAME_CHECKPOINT, "step 13 of 24, phase optimizer", resumes=True,
+        alone=BELONGS, alone_says="second moments of",
+    )  # fmt: skip
+    yield Fault(
+        "schedule lost when it goes on", "a run that goes on begins the schedule anew", "optimizer",
+        (lane("trainer.py", SET_RATE, "optimizer.lr = learning_rate(settings, step - done)"),),
+        SAME_CHECKPOINT, "step 13 of 24, phase optimizer", resumes=True,
+        alone=RATE, alone_says="step 13 has the learning rate",
+    )  # fmt: skip
+    yield Fault(
+        "rounded when it goes on", "the state of a run that goes on went through float32", "optimizer",
+        (lane("trainer.py", "adapters.load_state_dict(saved.adapters)",
+              "adapters.load_state_dict({n: v.float() for n, v in saved.adapters.items()})"),),
+        SAME_CHECKPOINT, "phase", resumes=True,
+        alone=WHOLE, alone_says="at step 13",
+        gate32="last_step_is_the_recipes", says32="not noticed: it is what float32 does",
     )  # fmt: skip
 
 
@@ -470,6 +795,13 @@ def _model() -> Iterator[Fault]:
         "eval mode forgotten", "the base model stays in training mode, with its dropout", "model",
         (lane("model.py", "module.eval()", "module.train()"),),
         FIRST_LOSS, "the model's own is", data="mixed",
+    )  # fmt: skip
+    yield Fault(
+        "another epsilon in a norm", "the model's layer norms have an epsilon of 1e-3", "model",
+        (lane("model.py", "model.lm.to(dtype)",
+              "model.lm.to(dtype)\n    for module in model.lm.modules():\n"
+              "        if isinstance(module, torch.nn.LayerNorm):\n            module.eps = 1e-3"),),
+        FIRST_LOSS, "the model's own is",
     )  # fmt: skip
 
 
@@ -527,6 +859,22 @@ def _held_out() -> Iterator[Fault]:
         "nothing held out", "the share to hold out is read and not used", "held out",
         (lane("recipe.py", SPLIT, "split = split_chunks(tokens.sources, tokens.samples, 0.0)"),),
         HELD_OUT, "no held-out loss",
+    )  # fmt: skip
+    yield Fault(
+        "measured at other steps", "the interval of the held-out loss is read and not used", "held out",
+        (lane("trainer.py", "step % settings.eval_every == 0", "step % 8 == 0"),),
+        USED, "the held-out loss is measured after the steps", settings=(("LANE_EVAL_EVERY", "5"),),
+    )  # fmt: skip
+    yield Fault(
+        "an average saved", "the checkpoint holds a moving average of the adapters", "held out",
+        (
+            lane("trainer.py", UPDATE,
+                 f"{UPDATE}        now_at = {{n: v.clone() for n, v in adapters.state_dict().items()}}\n"
+                 "        average = now_at if step == 1 else "
+                 "{n: 0.5 * average[n] + 0.5 * v for n, v in now_at.items()}\n"),
+            lane("trainer.py", "adapters.load_state_dict(best_adapters)", "adapters.load_state_dict(average)"),
+        ),
+        BEST, "is not what step",
     )  # fmt: skip
 
 
@@ -592,6 +940,19 @@ def _checkpoint() -> Iterator[Fault]:
         (lane("checkpoint.py", SERIALISED,
               '_serialise({"adapter": tensors, "meta": {**meta, "saved_at": str(__import__("time").time())}})'),),
         "checkpoint_holds_nothing_that_changes", "saved_at",
+    )  # fmt: skip
+    yield Fault(
+        "blocks renamed", "the checkpoint names the blocks in reverse order", "checkpoint",
+        (lane("checkpoint.py", ROUNDED,
+              ROUNDED + '\n    tensors = {f"{2 - int(n[0])}{n[1:]}": t for n, t in tensors.items()}'),),
+        ENDED_WITH, "as the trace says",
+    )  # fmt: skip
+    yield Fault(
+        "two tensors swapped", "two tensors of one shape change places in the checkpoint", "checkpoint",
+        (lane("checkpoint.py", ROUNDED,
+              ROUNDED + '\n    tensors["0.linear1.up"], tensors["1.linear1.up"] = tensors["1.linear1.up"], '
+              'tensors["0.linear1.up"]'),),
+        ENDED_WITH, "as the trace says",
     )  # fmt: skip
 
 
@@ -674,4 +1035,22 @@ def _report() -> Iterator[Fault]:
         (lane("run.py", '"lane": "experimental", "promotable": False}\n        self.loss',
               '"lane": "experimental", "promotable": True}\n        self.loss'),),
         "lane_says_that_it_is_experimental", "promotable true",
+    )  # fmt: skip
+    yield Fault(
+        "gradients of the step before", "the trace gives each step the gradients of the one before", "report",
+        (lane("trainer.py", "grad=hex_norms(gradients),",
+              "grad=hex_norms(gradients if step == 1 else earlier),"),
+         lane("trainer.py", "        if states is not None and states.due(step):",
+              "        earlier = gradients\n        if states is not None and states.due(step):")),
+        SAME_LOSS, "step 2 of 24, phase backward",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
+    )  # fmt: skip
+    yield Fault(
+        "losses of the step before", "the trace gives each step the losses of the one before", "report",
+        (lane("trainer.py", "loss_by_codebook=[hex_float(v) for v in loss.by_codebook.tolist()],\n            valid",
+              "loss_by_codebook=[hex_float(v) for v in (loss if step == 1 else earlier).by_codebook.tolist()],\n"
+              "            valid"),
+         lane("trainer.py", "        if states is not None and states.due(step):",
+              "        earlier = loss\n        if states is not None and states.due(step):")),
+        FIRST_STEPS, "at step 2 the losses",
     )  # fmt: skip

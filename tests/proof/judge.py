@@ -11,8 +11,10 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,11 +57,25 @@ def changed_checkout(folder: Path, edits: Sequence[Edit]) -> Path:
     return folder
 
 
-def forked(function: Callable[[], None], checkout: Path, settings: Mapping[str, str], log: Path) -> None:
-    """Call ``function`` in a forked process whose ``harness`` is the checkout's, with its output in ``log``."""
+def forked(
+    function: Callable[[], None],
+    checkout: Path,
+    settings: Mapping[str, str],
+    log: Path,
+    kill_at: Path | None = None,
+) -> None:
+    """Call ``function`` in a forked process whose ``harness`` is the checkout's, with its output in ``log``; it is
+    killed as soon as there is a file at ``kill_at``."""
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        while kill_at and os.waitpid(child, os.WNOHANG) == (0, 0):
+            if kill_at.exists():
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return
+            time.sleep(0.002)
+        if not kill_at:
+            os.waitpid(child, 0)
         return
     with contextlib.suppress(BaseException):
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -79,8 +95,9 @@ def forked(function: Callable[[], None], checkout: Path, settings: Mapping[str, 
     os._exit(0)
 
 
-def run_lane(checkout: Path, run_dir: Path, settings: Mapping[str, str]) -> None:
-    """One run of the checkout's lane. Unlike the launcher's, its process has torch already, with the same pins."""
+def run_lane(checkout: Path, run_dir: Path, settings: Mapping[str, str], kill_at: str = "") -> None:
+    """One run of the checkout's lane. Unlike the launcher's, its process has torch already, with the same pins.
+    ``kill_at``: killed as soon as this file is in the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
 
     def lane() -> None:
@@ -90,7 +107,7 @@ def run_lane(checkout: Path, run_dir: Path, settings: Mapping[str, str]) -> None
 
     pins = environment_pins(settings.get("LANE_NUMERICS", "universal"), 1)
     own = {**ONE_THREAD, **settings, **pins, "LANE_RUN_DIR": str(run_dir)}
-    forked(lane, checkout, own, run_dir.with_name("lane-output.txt"))
+    forked(lane, checkout, own, run_dir.with_name("lane-output.txt"), run_dir / kill_at if kill_at else None)
 
 
 class _Collector:
@@ -115,7 +132,18 @@ def gates(
     """
     collector = _Collector()
     where = f"--lane-run-dir={run_dir}" if train else f"--lane-evidence={run_dir}"
-    options = ["-q", "-m", "smoke", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-c", "pyproject.toml"]
+    options = [
+        "-q",
+        "-m",
+        "smoke or whole_recipe",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--tb=short",
+        "-c",
+        "pyproject.toml",
+    ]
     options += [f"--rootdir={checkout}", where, f"--baselines={baselines}", "tests/smoke"]
     with tempfile.TemporaryDirectory(prefix="gates-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log"

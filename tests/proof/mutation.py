@@ -24,7 +24,7 @@ from typing import Any
 
 from proof import recordings
 from proof.copies import MEASUREMENTS, ROOT
-from proof.faults import Fault, faults, one_of_each_family
+from proof.faults import RECORDED, Fault, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
 from proof.kept import read_rows, write_rows
 from support import voice
@@ -35,7 +35,8 @@ COLUMNS = ("universal", "float32")
 RESULTS = MEASUREMENTS / "detection.jsonl"
 OTHER_CLASS = forced(aten="default")  # the class of the float32 recordings
 MESSAGE = 500  # characters of a gate's message that are kept
-CODE = ("harness/lane", "harness/numerics", "harness/gates", "tests/smoke")  # a kept result is of these files
+# A kept result is of these files.
+CODE = ("harness/lane", "harness/numerics", "harness/gates", "tests/smoke", "tests/support")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Campaign:
         started = time.monotonic()
         fault = trial.fault
         data = fault.data if fault else trial.data
-        settings = self.settings_of(trial.column, data)
+        settings = self.settings_of(trial.column, data) | dict(fault.settings if fault else ())
         with tempfile.TemporaryDirectory(prefix="fault-", dir=self.folder) as name:
             folder = Path(name)
             checkout = changed_checkout(folder / "code", fault.edits if fault else ())
@@ -135,6 +136,9 @@ class Campaign:
                 earlier = self.settings_of(trial.column, fault.before)
                 # Before the fault can show, it may be as good as absent: the earlier run need not be judged.
                 run_lane(checkout, run_dir, earlier)
+            if fault and fault.resumes:
+                run_lane(checkout, run_dir, settings | {"LANE_SAVE_EVERY": "12"}, kill_at="train_state.pt")
+                settings = settings | {"LANE_RESUME": "1"}
             if not (fault and fault.trains):
                 run_lane(checkout, run_dir, settings)
             store = self.stores[trial.column]
@@ -146,10 +150,12 @@ class Campaign:
                 "fault": fault.name if fault else "",
                 "column": trial.column,
                 "outcome": outcome(fault, trial.column, red, broken) if fault else ("alarm" if red else "green"),
+                "alone": outcome_alone(fault, red, broken) if fault else "",
                 "classic": classic_gates(run_dir),
                 "gates": len(messages),
                 "red": sorted(red),
                 "message": broken or _said(fault, trial.column, red),
+                "message_alone": red.get(fault.expected_alone()[0], "")[:MESSAGE] if fault else "",
                 "seconds": round(time.monotonic() - started, 1),
             }
 
@@ -183,6 +189,16 @@ def outcome(fault: Fault, column: str, red: dict[str, str], broken: str = "") ->
     if says in red.get(gate, ""):
         return "caught"
     return "other reason" if red else "missed"
+
+
+def outcome_alone(fault: Fault, red: dict[str, str], broken: str = "") -> str:
+    """The same without a recording: the gates that compare with one are left out."""
+    if broken:
+        return "broken"
+    gate, says = fault.expected_alone()
+    if gate and says in red.get(gate, ""):
+        return "caught"
+    return "other reason" if set(red) - set(RECORDED) else "missed"
 
 
 def say(line: str) -> None:
@@ -262,7 +278,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _good(trial: Trial, row: dict[str, Any]) -> bool:
-    return bool(row.get("outcome") == ("caught" if trial.fault else "green"))
+    if trial.fault is None:
+        return bool(row.get("outcome") == "green")
+    alone = trial.column != "universal" or row.get("alone") == "caught" or bool(trial.fault.missed)
+    return bool(row.get("outcome") == "caught" and alone)
 
 
 def _line(trial: Trial, row: dict[str, Any]) -> str:
@@ -271,4 +290,6 @@ def _line(trial: Trial, row: dict[str, Any]) -> str:
     if _good(trial, row):
         classic = "caught" if row["classic"] else "missed"
         return f"{row['outcome']}; {classic} by the classic gates; {row['seconds']} s"
-    return f"{row['outcome'].upper()}: red are {', '.join(row['red']) or 'none'}: {' '.join(row['message'].split())}"
+    alone = f", without a recording {row.get('alone', '').upper()}" if trial.fault else ""
+    red = ", ".join(row["red"]) or "none"
+    return f"{row['outcome'].upper()}{alone}: red are {red}: {' '.join(row['message'].split())}"
