@@ -52,7 +52,8 @@ from harness.session.lane import (
     store_of,
 )
 from harness.session.options import pytest_addoption, pytest_cmdline_main, pytest_load_initial_conftests
-from harness.session.report import GATE, SessionRun, ToldOnce, of_session
+from harness.session.recording import other_gates, recording_last
+from harness.session.report import GATE, SessionRun, ToldOnce, next_action, of_session
 from harness.session.terminal import Terminal
 
 # Before anything imports a gate: its `assert` then says what it found, and is one under `python -O` too.
@@ -278,6 +279,7 @@ def baseline_gates(
         update=bool(config.getoption("--snapshot-update", default=False)),
         reason=config.getoption("--baseline-reason"),
         shared=shared_place(config, tmp_path_factory, "verdict"),
+        others=other_gates(config),
         command=gates_command(config),
     )
     yield gates
@@ -319,6 +321,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             "it out, or leave the gates out with -m 'not smoke'"
         )
     tell_gates(config, items)
+    recording_last(config, items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -387,14 +390,7 @@ def pytest_terminal_summary(
     if (run := config.stash.get(RUN, None)) is not None:
         failed = [test for kind in ("failed", "error") for test in terminalreporter.stats.get(kind, [])]
         terminalreporter.write_line("")
-        for line in of_session(run.report(), failed, exitstatus, _next_action(config)):
+        for line in of_session(run.report(), failed, exitstatus, next_action(config)):
             terminalreporter.write_line(visible(line))
         if shown := os.environ.get(REPORT_SHOWN):
             Path(shown).touch()
-
-
-def _next_action(config: pytest.Config) -> str:
-    """What to do about a red session: what the verdict says, else to read what failed."""
-    verdict = getattr(config.pluginmanager.get_plugin(COLLECTOR), "verdict", None) or {}
-    command = str(verdict.get("next") or "")
-    return "; ".join(command.splitlines()) or "read what pytest printed of the first failure, above"

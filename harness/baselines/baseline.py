@@ -1,39 +1,22 @@
-"""The baseline file: one small, strict JSON file for each key, and the folder that holds them.
-
-A file is rejected, with one line that says why, if anything in it is not exactly what `dump` writes: an unknown or
-missing field, a float that is not in canonical hexadecimal form, a number that is not finite, a key whose digest is
-another, a name that does not belong to the key.
-"""
+"""What is recorded: a result, when and why, and what may differ from it. Its file is document.py's."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
 import re
-import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-import numpy as np
-from msgspec import Meta, Struct, structs
-
-from harness.baselines.guard import decode_positions, encode_positions
-from harness.baselines.result import EXTERNAL, UNIVERSAL, Key, Result, StepResult, TensorResult, shown
-from harness.evidence import EvidenceError, parse_json
-from harness.evidence.strict import HexFloat, Sha256, as_struct
-from harness.numerics.sketch import Sketch
-
-SCHEMA = "lane_baseline/1"
-SIZE_LIMIT = 20_000  # bytes
-EXTERNAL_SIZE_LIMIT = 1_000_000  # an external lane may have hundreds of tensors, of 0.3 KB each
-READ_LIMIT = 1 << 20
+from harness.baselines.result import Result
+from harness.evidence.strict import HexFloat
 
 
 class BaselineError(Exception):
-    """A baseline file that is not one. The message is one line and names the file."""
+    """A baseline file that is not one. The message is one line, names the file, and ends in ``mend``, the command that
+    mends it, where there is one."""
+
+    def __init__(self, found: str, mend: str = "") -> None:
+        super().__init__(f"{found}; next: {mend or 'record again, in place of it'}")
+        self.found, self.mend = found, mend
 
 
 @dataclass(frozen=True)
@@ -66,11 +49,12 @@ class Code:
 
 @dataclass(frozen=True)
 class Provenance:
-    """When, why and from what a baseline was recorded."""
+    """When, why and from what a baseline was recorded, and what showed that it is right."""
 
     recorded_at: str
     reason: str
     code: Code
+    held: tuple[str, ...] | None = ()  # the gates without a recording that held; None: of an earlier form
 
 
 @dataclass(frozen=True)
@@ -98,299 +82,3 @@ def relative_path(result: Result) -> Path:
     class8 = f"-{key.numeric_class[:8]}" if key.numeric_class else ""
     name = f"{result.model}-{key.mode}{class8}-{key.digest()[:12]}.json"
     return Path(re.sub(r"[^\w.-]", "_", key.lane)) / re.sub(r"[^\w.-]", "_", name)
-
-
-def dump(baseline: Baseline) -> str:
-    """The text of a baseline file. Raises ValueError for one above SIZE_LIMIT, and for a number that is not finite."""
-    result = baseline.result
-    code = baseline.provenance.code
-    guard: dict[str, Any] | None = None
-    if baseline.guard is not None and baseline.drift is not None:
-        positions = {name: encode_positions(places) for name, places in result.guarded.items() if len(places)}
-        guard = {"width": _hex(baseline.guard), "measured_drift": _hex(baseline.drift), "positions": positions}
-    tolerance = {name: _hex(value) for name, value in baseline.tolerance.__dict__.items()}
-    document = {
-        "schema": SCHEMA,
-        "key": {**result.key.__dict__, "digest": result.key.digest()},
-        "provenance": {
-            "recorded_at": baseline.provenance.recorded_at,
-            "reason": baseline.provenance.reason,
-            "commit": code.commit,
-            "dirty": code.dirty,
-            "code_digest": code.digest,
-            "model": result.model,
-            "numeric_class": result.numeric_class,
-            "environment": dict(result.environment),
-            "settings": dict(result.settings),
-        },
-        "exact": {
-            "tensor_digest": result.tensor_digest,
-            "guard": guard,
-            "tokens_digest": result.tokens_digest,
-            "dataset_digest": result.dataset_digest,
-            "base_digest": result.base_digest,
-            "start": _hexes(result.start_losses),
-            "curve": {"columns": CURVE_COLUMNS, "rows": [_curve_row(step) for step in result.steps]},
-            "end": _hexes(result.end_losses),
-        },
-        "shape": {
-            "start": _hexes(result.start_param),
-            "steps": {
-                str(step.step): {
-                    name: f"{_hex(step.grad[name])} {_hex(step.param[name])} {_words(step.sketch.get(name), '>f4')}"
-                    for name in step.grad
-                }
-                for step in _kept_steps(result.steps)
-            },
-            "end": {
-                name: f"{tensor.kind} {_hex(tensor.norm)} {_words(tensor.sketch, '>f8')}"
-                for name, tensor in result.tensors.items()
-            },
-        },
-        "tolerance": tolerance,
-    }
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    limit = EXTERNAL_SIZE_LIMIT if result.key.mode == EXTERNAL else SIZE_LIMIT
-    if len(text.encode()) > limit:
-        raise ValueError(f"the baseline would have {len(text.encode()):,} bytes, more than {limit:,}")
-    return text
-
-
-def load(path: Path) -> Baseline:
-    """The baseline in a file. Raises BaselineError; FileNotFoundError when there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(READ_LIMIT + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise BaselineError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not data.strip():
-        raise BaselineError(f"{path}: an empty file, no baseline; restore it with git, or record again")
-    try:
-        where = f"{path}: no valid baseline"
-        baseline = _read(as_struct(parse_json(data, where), _File, where), path)
-        written = dump(baseline).encode()
-        if written != data and written.splitlines() == data.splitlines():
-            raise BaselineError(
-                f"{path}: has other line endings than it was written with ({_line_endings(data)}; expected LF after "
-                f"each line), and is the same otherwise; next: {_mend_line_endings(path)}"
-            )
-        if written != data:
-            raise ValueError("not in the form in which it is written (edited by hand?)")
-    except EvidenceError as error:
-        raise BaselineError(f"{error}; restore it with git, or record again") from None
-    except (ValueError, KeyError, OverflowError) as error:
-        reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-        raise BaselineError(f"{path}: no valid baseline: {reason}; restore it with git, or record again") from None
-    return baseline
-
-
-def _line_endings(data: bytes) -> str:
-    """Which line endings are in a file, and how often."""
-    crlf = data.count(b"\r\n")
-    found = {"CRLF": crlf, "CR": data.count(b"\r") - crlf, "LF": data.count(b"\n") - crlf}
-    said = [f"{number} {name}" for name, number in found.items() if number]
-    return ", ".join(said if data.endswith((b"\r", b"\n")) else [*said, "none after the last line"])
-
-
-def _mend_line_endings(path: Path) -> str:
-    """A command that mends them. Git's own would not: it takes a checkout with other line endings for unchanged."""
-    code = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); "
-    code += "p.write_bytes(b'\\n'.join(p.read_bytes().splitlines()) + b'\\n')"
-    return f'python3 -c "{code}" {shlex.quote(str(path.absolute()))}'
-
-
-CURVE_COLUMNS = "step chunks batch loss loss_by_codebook valid sanitized grad param"
-
-
-def _curve_row(step: StepResult) -> str:
-    by_codebook = "/".join(map(_hex, step.by_codebook))
-    valid = "/".join(map(str, step.valid))
-    return (
-        f"{step.step} {step.chunks} {step.batch} {_hex(step.loss)} {by_codebook} {valid} {step.sanitized} "
-        f"{_hex(step.grad_total)} {_hex(step.param_total)}"
-    )
-
-
-def _kept_steps(steps: Sequence[StepResult]) -> list[StepResult]:
-    """The steps whose single tensors are kept: the first one, and (it may be the same) the middle one with sketches."""
-    known = [step for step in steps if step.grad]
-    sketched = [step for step in known if step.sketch]
-    return [*known[:1], *sketched[len(sketched) // 2 :][:1]]
-
-
-# Of a lane with a table it may be empty: the lane need not give what it is of.
-Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
-Hexes = dict[str, HexFloat]
-
-
-class _Key(Struct, forbid_unknown_fields=True):
-    lane: str
-    mode: str
-    model_digest: str
-    dataset_digest: str
-    settings_digest: str
-    numeric_class: str
-    digest: str
-
-
-class _Provenance(Struct, forbid_unknown_fields=True):
-    recorded_at: str
-    reason: str
-    commit: str
-    dirty: bool
-    code_digest: str
-    model: str
-    numeric_class: str
-    environment: dict[str, str]
-    settings: dict[str, str]
-
-
-class _Guard(Struct, forbid_unknown_fields=True):
-    width: HexFloat
-    measured_drift: HexFloat
-    positions: dict[str, str]
-
-
-class _Curve(Struct, forbid_unknown_fields=True):
-    columns: Literal["step chunks batch loss loss_by_codebook valid sanitized grad param"]
-    rows: list[str]
-
-
-class _Exact(Struct, forbid_unknown_fields=True):
-    tensor_digest: Sha256
-    guard: _Guard | None
-    tokens_digest: Digest
-    dataset_digest: Digest
-    base_digest: str
-    start: Hexes
-    curve: _Curve
-    end: Hexes
-
-
-class _Shape(Struct, forbid_unknown_fields=True):
-    start: Hexes
-    steps: dict[str, dict[str, str]]
-    end: dict[str, str]
-
-
-class _File(Struct, forbid_unknown_fields=True):
-    schema: Literal["lane_baseline/1"]
-    key: _Key
-    provenance: _Provenance
-    exact: _Exact
-    shape: _Shape
-    tolerance: Tolerance
-
-
-def _read(file: _File, path: Path) -> Baseline:
-    """The baseline that a file holds. Raises ValueError and KeyError for one that is not like what `dump` writes."""
-    exact, shape, provenance = file.exact, file.shape, file.provenance
-    key = Key(**{name: value for name, value in structs.asdict(file.key).items() if name != "digest"})
-    if key.digest() != file.key.digest:
-        raise ValueError("the key's digest is not that of its fields")
-    datetime.datetime.fromisoformat(provenance.recorded_at)
-    tensors = {name: _tensor(text) for name, text in shape.end.items()}
-    sizes = {name: math.prod(map(int, filter(None, t.kind.split(" ")[1].split("x")))) for name, t in tensors.items()}
-    kept = {int(step): rows for step, rows in shape.steps.items()}
-    steps = tuple(_step(row, kept) for row in exact.curve.rows)
-    if key.mode != EXTERNAL and "" in (exact.dataset_digest, exact.tokens_digest):
-        raise ValueError("exact: a digest is empty, expected 64 lower-case hex digits")
-    if not (steps or key.mode == EXTERNAL) or not tensors:
-        raise ValueError("no step or no tensor: there is nothing to compare with")
-    if not set(kept) <= {step.step for step in steps}:
-        raise ValueError("sketches of a step that is not in the curve")
-    if (exact.guard is not None) != (key.mode == UNIVERSAL):
-        raise ValueError("a guard belongs to universal mode, and to no other")
-    positions = exact.guard.positions if exact.guard is not None else {}
-    result = Result(
-        source=shown(path),
-        key=key,
-        model=provenance.model,
-        numeric_class=provenance.numeric_class,
-        environment=provenance.environment,
-        settings=provenance.settings,
-        dataset_digest=exact.dataset_digest,
-        tokens_digest=exact.tokens_digest,
-        base_digest=exact.base_digest,
-        start_losses=exact.start,
-        start_param=shape.start,
-        steps=steps,
-        end_losses=exact.end,
-        tensor_digest=exact.tensor_digest,
-        tensors=tensors,
-        guarded={name: decode_positions(text, size=sizes[name]) for name, text in positions.items()},
-    )
-    return Baseline(
-        path=path,
-        provenance=Provenance(
-            provenance.recorded_at,
-            provenance.reason,
-            Code(provenance.commit, provenance.dirty, provenance.code_digest),
-        ),
-        result=result,
-        tolerance=file.tolerance,
-        guard=exact.guard.width if exact.guard is not None else None,
-        drift=exact.guard.measured_drift if exact.guard is not None else None,
-    )
-
-
-def _step(row: str, kept: Mapping[int, Mapping[str, str]]) -> StepResult:
-    cells = row.split(" ")
-    if len(cells) != len(CURVE_COLUMNS.split(" ")):
-        raise ValueError(f"a row of the curve has {len(cells)} columns")
-    step, chunks, batch, loss, by_codebook, valid, sanitized, grad, param = cells
-    tensors = {name: text.split(" ") for name, text in kept.get(int(step), {}).items()}
-    return StepResult(
-        step=int(step),
-        chunks=chunks,
-        batch=batch,
-        loss=_float(loss),
-        by_codebook=tuple(map(_float, filter(None, by_codebook.split("/")))),
-        valid=tuple(map(int, filter(None, valid.split("/")))),
-        sanitized=int(sanitized),
-        grad_total=_float(grad),
-        param_total=_float(param),
-        grad={name: _float(norms[0]) for name, norms in tensors.items()},
-        param={name: _float(norms[1]) for name, norms in tensors.items()},
-        sketch={name: _from_words(norms[2], ">f4") for name, norms in tensors.items() if norms[2] != "-"},
-    )
-
-
-def _tensor(text: str) -> TensorResult:
-    dtype, shape, norm, words = text.split(" ")
-    return TensorResult(f"{dtype} {shape}", _float(norm), _from_words(words, ">f8"))
-
-
-def _hex(value: float) -> str:
-    if not math.isfinite(value):
-        raise ValueError(f"a baseline holds finite numbers; found {value}")
-    return float(value).hex()
-
-
-def _hexes(values: Mapping[str, float]) -> dict[str, str]:
-    return {name: _hex(value) for name, value in values.items()}
-
-
-def _words(values: Sketch | None, dtype: str) -> str:
-    """The big-endian IEEE 754 words of `values`, one after the other, in hexadecimal digits; `-` for none."""
-    if values is None:
-        return "-"
-    if not np.isfinite(values).all():
-        raise ValueError("a baseline holds finite numbers; a sketch is not finite")
-    return values.astype(dtype).tobytes().hex()
-
-
-def _from_words(text: str, dtype: str) -> Sketch:
-    values = np.frombuffer(bytes.fromhex(text), dtype).astype(np.float64)
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError("a sketch is empty or not finite")
-    return values
-
-
-def _float(text: str) -> float:
-    value = float.fromhex(text)
-    if not math.isfinite(value) or value.hex() != text:
-        raise ValueError(f"{text!r} is no finite number in canonical hexadecimal form")
-    return value

@@ -12,18 +12,18 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from harness.baselines.baseline import FLOAT32_TOLERANCE, UNIVERSAL_TOLERANCE, Baseline, BaselineError, Code, Tolerance
+from harness.baselines.causes import likely_cause
 from harness.baselines.differences import (
     NO_TRACE,
     Item,
     Rule,
     first_divergence,
-    likely_cause,
     moved,
     settings_changed,
     walk,
     where_known,
 )
-from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run, shown
+from harness.baselines.result import EXTERNAL, PARTS, UNIVERSAL, Result, result_of_run
 from harness.baselines.store import Store
 from harness.baselines.verdict import GATES_COMMAND, RECORD, Kind, Verdict
 from harness.evidence import EvidenceError, RunEvidence
@@ -40,8 +40,14 @@ def exact_rule(baseline: Baseline) -> Rule:
     """What the exact part of a baseline asks of a run with the same key."""
     if baseline.result.key.mode != UNIVERSAL:
         return BITS
-    tolerance = baseline.tolerance
+    tolerance = bounded(baseline)
     return Rule("universal", digests=True, loss=tolerance.loss, tensor=tolerance.tensor)
+
+
+def bounded(baseline: Baseline) -> Tolerance:
+    """The recorded tolerance, and no more than the code's own: what a file says cannot make a comparison blind."""
+    own, recorded = tolerance_for(baseline.result.key.mode), baseline.tolerance
+    return dataclasses.replace(recorded, loss=min(recorded.loss, own.loss), tensor=min(recorded.tensor, own.tensor))
 
 
 def tolerance_rule(tolerance: Tolerance) -> Rule:
@@ -97,13 +103,9 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
     try:
         baseline = store.get(result)
     except (BaselineError, OSError) as error:
-        headline = f"what was recorded cannot be read: {error}"
-        return Verdict(
-            "incomparable",
-            headline,
-            store.path_for(result),
-            next_command=f"git checkout -- {shlex.quote(shown(store.path_for(result)))}",
-        ), None
+        found, mend = (error.found, error.mend) if isinstance(error, BaselineError) else (str(error), "")
+        headline = f"what was recorded cannot be read: {found}"
+        return Verdict("incomparable", headline, store.path_for(result), next_command=mend or RECORD), None
     if baseline is not None:
         return _against(result, baseline, exact_rule(baseline), "match"), baseline
     everything, broken = store.all()
@@ -118,7 +120,7 @@ def compare_result(result: Result, store: Store) -> tuple[Verdict, Baseline | No
     other_class = [b for b in same_mode if result.key.differing(b.result.key) == ["numeric_class"]]
     if other_class:
         latest = max(other_class, key=lambda b: (b.provenance.recorded_at, b.path.name))
-        verdict = _against(result, latest, tolerance_rule(latest.tolerance), "tolerance-match")
+        verdict = _against(result, latest, tolerance_rule(bounded(latest)), "tolerance-match")
         return dataclasses.replace(verdict, notes=(*notes, *verdict.notes)), latest
     return _incomparable(result, same_mode, store, notes), None
 
@@ -249,7 +251,7 @@ def _code_or_environment(
             told = "a file in git moved it, though none of the lane's code"
         note = f"the lane as of {recorded.commit[:12]}, run here, still gives the recorded result: {told}"
         return _code_moved(verdict, result, baseline, note)
-    between = tolerance_rule(baseline.tolerance) if leg.key.mode == UNIVERSAL else BITS
+    between = tolerance_rule(bounded(baseline)) if leg.key.mode == UNIVERSAL else BITS
     if _agree(leg, result, between):
         why = f"the lane as of {recorded.commit[:12]}, run here, fails in the same way"
         if external and not same_code:

@@ -135,7 +135,8 @@ def explain_runs(a: Path, b: Path) -> Explanation:
 
 def _place(found: Explanation, first: Divergence, one: Result, two: Result, items: Sequence[Item]) -> None:
     """Say where the two part and what that usually comes from, as far as it was measured."""
-    from harness.baselines.differences import NO_TRACE, likely_cause, where_known
+    from harness.baselines.causes import likely_cause
+    from harness.baselines.differences import NO_TRACE, where_known
 
     found.where = where_known(first, one, two)
     cause = _provenance(one, two, found.moved) + likely_cause(found.where, one, two, items)
@@ -146,9 +147,10 @@ def _place(found: Explanation, first: Divergence, one: Result, two: Result, item
 
 def explain_run_and_baseline(run: Path, file: Path, *, run_first: bool) -> Explanation:
     """A run directory and a baseline file. Raises EvidenceError when the trace, or the baseline, cannot be read."""
-    from harness.baselines.baseline import BaselineError, load
+    from harness.baselines.baseline import BaselineError
     from harness.baselines.compare import exact_rule
     from harness.baselines.differences import first_divergence, moved, settings_changed, walk
+    from harness.baselines.document import load
 
     one = _result(load_run(run))
     try:

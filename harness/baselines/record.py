@@ -8,12 +8,13 @@ import datetime
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, dump
+from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance
 from harness.baselines.compare import BITS, compare_result, exact_rule, tolerance_for
 from harness.baselines.differences import first_divergence, rows, table, walk
+from harness.baselines.document import dump
 from harness.baselines.guard import GUARD, MEASURED_DRIFT, guarded_positions
 from harness.baselines.result import EXTERNAL, UNIVERSAL, Result, result_of_run
 from harness.baselines.store import NOT_COMPARED, Store
@@ -27,7 +28,7 @@ CI_VARIABLES = (
 )  # fmt: skip
 MOST_GUARDED = 0.05  # share of the parameters that a digest may leave out and still mean something
 NOT_LOOKED = b"nobody looked"
-BEGINS = b'{\n "exact": '  # of every recording
+BEGINS = (b'{\n "digest": ', b'{\n "exact": ')  # of every recording
 
 
 class RecordRefused(Exception):
@@ -58,20 +59,31 @@ def record(
     code: Code,
     environment: Mapping[str, str] | None = None,
     seen: bytes | None = NOT_LOOKED,
+    held: Sequence[str] = (),
+    red: Sequence[str] = (),
 ) -> list[str]:
     """Record two runs that agree to the bit as the baseline of their key. Returns what moved, a line each: old → new.
 
     Nothing is written, and the list is empty, when the recorded baseline holds for them. `seen`: what `Store.read` gave
-    when the caller compared, so that nobody's newer recording is lost. Raises RecordRefused, with nothing written,
-    without a reason, under CI, for runs that failed, differ, or are one and the same, and when somebody else changed
+    when the caller compared, so that nobody's newer recording is lost. `held`, `red`: the gates that need no recording
+    and held for the first run, and those that did not. Raises RecordRefused, with nothing written, without a reason,
+    under CI, where one is red, for runs that failed, differ, or are one and the same, and when somebody else changed
     the baseline in the meantime.
     """
     refused = refusal(reason, os.environ if environment is None else environment)
     if refused or reason is None:
         raise RecordRefused(refused)
+    if red:
+        others = f" and {len(red) - 3} more" if len(red) > 3 else ""
+        raise RecordRefused(
+            f"a recording says that a run is right, and gates that need none say that this one is not: "
+            f"{', '.join(red[:3])}{others}; what they say is to be mended first"
+        )
     result = _agreed(first, second)
     path = store.path_for(result)
-    provenance = Provenance(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), reason, code)
+    provenance = Provenance(
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), reason, code, tuple(sorted(held))
+    )
     try:
         baseline = baseline_of(result, provenance, path)
         text = dump(baseline)
@@ -228,8 +240,8 @@ def _check_place(path: Path) -> None:
     begins = b""
     if stat.S_ISREG(path.lstat().st_mode):
         with path.open("rb") as file:
-            begins = file.read(len(BEGINS))
-        if begins in (b"", BEGINS):
+            begins = file.read(20)
+        if not begins or begins.startswith(BEGINS):
             return
     raise RecordRefused(
         f"{path} is not what a recording wrote, and is left as it is: move it away, then run this again"

@@ -59,7 +59,8 @@ class Gates:
 
     `rerun`, `second_leg`, `code`: see `judge`; recording needs `rerun` too. `reason`: of a recording. `update`: whether
     this session records (`--snapshot-update`). `shared`: a file of the session, where several processes judge its run:
-    what one of them finds, the others read there.
+    what one of them finds, the others read there. `others`: the session's gates that need no recording, those that held
+    and those that did not; they run before a recording is made.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Gates:
         reason: str | None = None,
         environment: Mapping[str, str] | None = None,
         shared: Path | None = None,
+        others: Callable[[], tuple[list[str], list[str]]] = lambda: ([], []),
         command: str = GATES_COMMAND,
     ) -> None:
         self.evidence = evidence
@@ -85,6 +87,7 @@ class Gates:
         self._reason = reason
         self._environment = environment
         self._shared = shared
+        self._others = others
         self._command = command
         self._own = Findings()
 
@@ -171,6 +174,7 @@ class Gates:
             raise RecordRefused(
                 refused or "recording takes a second run, and there is no way to run the lane again here"
             )
+        held, red = self._others()
         try:
             seen = self.store.read(result_of_run(self.evidence))
         except EvidenceError as error:
@@ -187,6 +191,8 @@ class Gates:
             code=self._code,
             environment=self._environment,
             seen=seen,
+            held=held,
+            red=red,
         )
 
     def told(self) -> tuple[int, dict[str, Any] | None, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.baselines.baseline import Baseline, BaselineError, load, relative_path
+from harness.baselines.baseline import Baseline, BaselineError, relative_path
+from harness.baselines.document import load
 from harness.baselines.result import Result
 
 # Folders of a store that no run is compared with: what others published, and recordings of lanes that are no more, by

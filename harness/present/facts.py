@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.project import default_baselines
-from harness.baselines.baseline import Baseline, BaselineError, load
+from harness.baselines.baseline import Baseline, BaselineError
+from harness.baselines.document import load
 from harness.baselines.result import UNIVERSAL, Key, key_of
 from harness.baselines.store import Store
 from harness.evidence import EvidenceError, RunEvidence, Trace, load_run

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.evidence import EvidenceError, RunEvidence, load_run
+from harness.present.collect import NAME
 from harness.present.facts import load_here
 
 GATE = "smoke"  # the marker
@@ -89,3 +90,10 @@ class ToldOnce:
         first = self._first.setdefault(cause, report.nodeid)
         if first != report.nodeid:
             report.longrepr = f"for the same reason as {first.rpartition('::')[2]}, above"
+
+
+def next_action(config: pytest.Config) -> str:
+    """What to do about a red session: what the verdict says, else to read what failed."""
+    verdict = getattr(config.pluginmanager.get_plugin(NAME), "verdict", None) or {}
+    command = str(verdict.get("next") or "")
+    return "; ".join(command.splitlines()) or "read what pytest printed of the first failure, above"

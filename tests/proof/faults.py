@@ -236,8 +236,11 @@ def _data() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "quiet chunks dropped", "chunks with little sound in them are left out", "data",
-        (lane("tokens.py", 'yield entry["sha256"], start, samples',
-              'if samples.std() > 0.09:\n                    yield entry["sha256"], start, samples'),),
+        (
+            lane("tokens.py", 'yield entry["sha256"], start, samples',
+                 'if samples.std() > 0.053:\n                    yield entry["sha256"], start, samples'),
+            lane("tokens.py", "at_once if len(sources) < total else 0", "0"),
+        ),
         SAME_TOKENS, "phase tokens",
         alone=CUT, alone_says="by manifest and settings it is",
     )  # fmt: skip
@@ -504,8 +507,7 @@ def _adapter() -> Iterator[Fault]:
     )  # fmt: skip
     yield Fault(
         "one tensor frozen", "the optimizer is not given one of the adapters' tensors", "adapter",
-        (lane("trainer.py", "parameters.values(),\n",
-              '[p for n, p in parameters.items() if n != "1.linear2.down"],\n'),),
+        (lane("trainer.py", UPDATE, f'        parameters["1.linear2.down"].grad = None\n{UPDATE}'),),
         MOVED, "1.linear2.down",
     )  # fmt: skip
     yield Fault(
@@ -673,7 +675,7 @@ def _optimizer() -> Iterator[Fault]:
               "        for p, old in zip(parameters.values(), fresh if step == 1 else stale):\n"
               f"            p.grad = old\n        stale = fresh\n{UPDATE}"),),
         SAME_CHECKPOINT, "step 2 of 24, phase optimizer",
-        alone=FIRST_STEPS, alone_says="at step 2 0.linear1.up has norm",
+        alone=FIRST_STEPS, alone_says="after the update",
     )  # fmt: skip
     yield Fault(
         "epsilon inside the root", "AdamW's epsilon is added before the root is taken", "optimizer",
@@ -778,6 +780,8 @@ def _model() -> Iterator[Fault]:
         (
             lane("model.py", FREEZE, ""),
             lane("trainer.py", "parameters.values(),\n", "[*parameters.values(), *model.lm.parameters()],\n"),
+            lane("optimizer.py", "for name, column in zip(names, columns, strict=True)",
+                 "for name, column in zip(names, columns)"),
         ),
         "base_model_is_unchanged", "the frozen model's digest was",
     )  # fmt: skip
@@ -1005,7 +1009,7 @@ def _report() -> Iterator[Fault]:
             lane("recipe.py", "        result = train(",
                  "        from types import SimpleNamespace\n\n"
                  "        result: object = SimpleNamespace(loss=run.loss, loss_first=run.loss_first, sanitized=0, "
-                 "loss_smoothed=None, held_out_first=None, held_out=None, best_step=0)\n"
+                 "loss_smoothed=None, held_out_first=None, held_out=None, best_step=0, last_step={})\n"
                  "        with contextlib.suppress(LaneError):\n            result = train("),
             lane("recipe.py", "run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first,",
                  "run.sanitized ="),

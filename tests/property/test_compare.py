@@ -10,8 +10,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.baselines.causes import likely_cause
 from harness.baselines.compare import BITS
-from harness.baselines.differences import Rule, first_divergence, likely_cause, rows, table, walk
+from harness.baselines.differences import Rule, first_divergence, rows, table, walk
 from harness.baselines.result import Key, Result, StepResult, TensorResult, norm_of, total
 from harness.numerics.digest import tensor_digest
 from harness.numerics.sketch import sketch

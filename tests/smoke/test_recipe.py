@@ -38,8 +38,7 @@ def show(chunk: tuple[str, int] | None) -> str:
 
 
 def test_each_chunk_is_used_as_the_recipe_says(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
-    """Which chunks are held out, measured, and trained on in each step, in which order: as the seed and the data set
-    give it."""
+    """Which chunks are held out, measured, and trained on in which step is what seed and data give."""
     trace = lane_run.trace
     found = [chunk.use for chunk in trace.tokens.chunks]
     wrong = [i for i, (told, due) in enumerate(zip(found, reference.uses, strict=True)) if told != due]
@@ -91,8 +90,7 @@ def test_learning_rate_of_each_step_is_the_recipes(
 
 
 def test_first_two_steps_are_the_recipes(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
-    """Losses, valid positions, gradients and parameters of the first two steps are those of the reference, computed
-    from settings, tokens and model alone."""
+    """Losses, gradients and parameters of the first two steps are the reference's, from settings, tokens and model."""
     worst = {"loss": 0.0, "gradient": 0.0, "parameter": 0.0}
     for found, due in zip(lane_run.trace.steps[:2], reference.two_steps, strict=True):
         where = f"at step {found.step}"
@@ -123,8 +121,7 @@ def test_first_two_steps_are_the_recipes(lane_run: RunEvidence, reference: Refer
 
 
 def test_last_step_is_the_recipes(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
-    """From what the run had before its last update, the reference computes the loss, the gradients and each value and
-    moment after it."""
+    """From what there was before the last update, the reference computes what there is after it."""
     last, traced = reference.last, lane_run.trace.steps[-1]
     assert lane_run.last_step.meta["step"] == traced.step, "the last step that was left is of another step"
     apart = float((np.abs(np.array(traced.loss_by_codebook) - last.losses) / last.losses).max())
@@ -153,8 +150,7 @@ WORDS = {"value": "value", "first": "first moment", "second": "second moment"}
 
 
 def test_last_step_belongs_to_the_run(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
-    """Values before and after the last update have the trace's norms, and the second moments are what the gradients of
-    all steps add up to: none was lost, skipped or counted twice."""
+    """The last step's values have the trace's norms, and its second moments are what all gradients add up to."""
     trace, worst = lane_run.trace, 0.0
     norms = {"before": trace.steps[-2].param, "after": trace.steps[-1].param}
     for name in reference.first:

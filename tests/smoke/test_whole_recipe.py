@@ -19,8 +19,7 @@ pytestmark = pytest.mark.whole_recipe
 
 
 def test_whole_training_is_the_recipes(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
-    """Every step's losses, gradients and parameters are those of the reference, which trains by itself; and so is the
-    checkpoint."""
+    """Every step, and the checkpoint, are those of the reference, which trains by itself."""
     reference = Reference(truth.model, truth.run, truth.conditions_of)
     trace, worst = lane_run.trace, 0.0
     values = reference.first

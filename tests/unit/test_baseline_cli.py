@@ -12,8 +12,9 @@ import pytest
 from toy_lane import Toy
 
 from harness.base.project import default_baselines
-from harness.baselines.baseline import Code, Provenance, dump
+from harness.baselines.baseline import Code, Provenance
 from harness.baselines.cli import main
+from harness.baselines.document import dump
 from harness.baselines.record import baseline_of
 from harness.baselines.result import EXTERNAL, Result, result_of_run
 from harness.baselines.store import Store

@@ -21,9 +21,8 @@ from harness.baselines.baseline import (
     Code,
     Provenance,
     Tolerance,
-    dump,
-    load,
 )
+from harness.baselines.document import dump, load, own_digest
 from harness.baselines.record import baseline_of
 from harness.baselines.result import EXTERNAL, Result, result_of_run
 from harness.baselines.store import Store
@@ -54,10 +53,12 @@ def external(result: Result, **changes: Any) -> dict[str, Any]:
 
 
 def written(baseline: Baseline, edit: Callable[[dict[str, Any]], object] | None = None) -> Path:
-    """The baseline's file; `edit` changes what it holds, not the form in which it is written."""
+    """The baseline's file; `edit` changes what it holds, not the form in which it is written, nor that its digest is
+    its own."""
     document = json.loads(dump(baseline))
     if edit is not None:
         edit(document)
+        document["digest"] = own_digest(document)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if edit is None:
         assert text == dump(baseline), "fields in order, each on its line, characters as they are"
@@ -192,7 +193,7 @@ def test_numbers_that_are_not_finite_are_not_written(made: Make, result: Result)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BaselineError, match=r"a\.json: cannot be read: Is a directory$"):
+    with pytest.raises(BaselineError, match=r"a\.json: cannot be read: Is a directory; next: "):
         (tmp_path / "a.json").mkdir()
         load(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError):
@@ -234,6 +235,76 @@ def test_other_line_endings_are_named_and_the_next_command_mends_them(
     subprocess.run(["bash", "-c", command], check=True, cwd="/")
     assert path.read_bytes() == whole
     load(path)
+
+
+def committed(path: Path) -> None:
+    """Put a file under git, in a repository of its own."""
+    for words in (
+        ["init", "-q"],
+        ["add", path.name],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", str(path.parent), *words], check=True, capture_output=True)
+
+
+def one_digit(data: bytes) -> bytes:
+    """Another digit in the recorded loss of some step."""
+    place = data.index(b"0x1.", data.index(b'"rows"')) + 8
+    return data[:place] + (b"0" if data[place : place + 1] != b"0" else b"1") + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (one_digit, "changed after it was recorded"),
+        (lambda data: data.replace(b"the schedule was fixed", b"another schedule"), "changed after it was recorded"),
+        (lambda data: data.replace(b' "exact"', b'<<<<<<< HEAD\n "exact"', 1), "a merge that was not finished"),
+        (lambda data: data[: len(data) // 2], "no valid baseline"),
+        (lambda data: b"", "an empty file"),
+    ],
+    ids=["one digit", "another reason", "marks of a merge", "cut", "empty"],
+)
+def test_what_was_changed_since_is_called_that_and_the_next_command_brings_it_back(
+    made: Make, change: Callable[[bytes], bytes], named: str, tmp_path: Path
+) -> None:
+    """Also where the changed file was committed since."""
+    whole = dump(made()).encode()
+    path = tmp_path / "a folder" / "it's $HOME.json"
+    path.parent.mkdir()
+    path.write_bytes(whole)
+    committed(path)
+    for _ in ("changed", "and committed"):
+        path.write_bytes(change(whole))
+        with pytest.raises(BaselineError) as caught:
+            load(path)
+        assert named in caught.value.found and str(path) in caught.value.found
+        committed(path)
+        subprocess.run(["bash", "-c", caught.value.mend], check=True, cwd="/")
+        assert path.read_bytes() == whole
+        load(path)
+
+
+def test_without_git_it_is_said_that_it_takes_a_new_recording(made: Make, tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_bytes(one_digit(dump(made()).encode()))
+    with pytest.raises(BaselineError, match="record again"):
+        load(path)
+
+
+def test_a_recording_of_the_earlier_form_is_read(made: Make) -> None:
+    """It has no digest of its own, and does not say which gates held."""
+    baseline = made()
+    earlier = dataclasses.replace(baseline, provenance=dataclasses.replace(baseline.provenance, held=None))
+    baseline.path.write_text(dump(earlier))
+    assert "lane_baseline/1" in baseline.path.read_text() and "digest" not in json.loads(baseline.path.read_text())
+    assert load(baseline.path).provenance.held is None
+
+
+def test_the_gates_that_held_are_kept(made: Make) -> None:
+    baseline = made()
+    held = dataclasses.replace(baseline.provenance, held=("loss_falls", "loss_is_finite"))
+    baseline.path.write_text(dump(dataclasses.replace(baseline, provenance=held)))
+    assert load(baseline.path).provenance.held == ("loss_falls", "loss_is_finite")
 
 
 def test_an_edit_beside_other_line_endings_is_no_matter_of_line_endings(made: Make) -> None:

@@ -16,8 +16,9 @@ import pytest
 from toy_lane import Toy
 
 from harness.baselines import record as record_module
-from harness.baselines.baseline import SIZE_LIMIT, BaselineError, Code, Provenance, dump, load
+from harness.baselines.baseline import BaselineError, Code, Provenance
 from harness.baselines.compare import compare
+from harness.baselines.document import SIZE_LIMIT, dump, load, own_digest
 from harness.baselines.record import RecordRefused, record, refusal, unused_baselines
 from harness.baselines.result import EXTERNAL
 from harness.baselines.store import Store
@@ -75,13 +76,14 @@ def edited(path: Path, *keys: str, value: Any) -> None:
     for key in keys[:-1]:
         place = place[key]
     place[keys[-1]] = value
+    document["digest"] = own_digest(document)
     path.write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("schema",), "lane_baseline/2", "schema"),
+        (("schema",), "lane_baseline/3", "schema"),
         (("surprise",), 1, "surprise: found a key that is not known"),
         (("key", "seed"), "1", "seed: found a key that is not known"),
         (("key", "model_digest"), "x", "digest is not that of its fields"),

@@ -15,8 +15,9 @@ from toy_lane import Toy, edit_steps
 
 from harness.baselines import compare as compare_module
 from harness.baselines import differences
-from harness.baselines.baseline import Baseline, Code, dump, load
+from harness.baselines.baseline import Baseline, Code
 from harness.baselines.compare import compare, judge
+from harness.baselines.document import dump, load
 from harness.baselines.record import record
 from harness.baselines.result import PARTS
 from harness.baselines.store import Store
@@ -541,7 +542,7 @@ def test_an_empty_or_broken_baseline_is_red_and_says_so(run: Run, store: Store, 
     path.write_text(text)
     verdict = judge(run(TOY), store)
     assert not verdict.passed and not verdict.holds("dataset")
-    assert str(path) in one_screen(verdict) and "record again" in verdict.text()
+    assert str(path) in one_screen(verdict) and "--snapshot-update" in verdict.text()
 
 
 def test_a_baseline_whose_every_parameter_is_guarded_compares_nothing(run: Run, store: Store) -> None:
