@@ -2,7 +2,7 @@
 
 `walk` lists everything two results can be compared in, in the order in which a run computes it; a `Rule` says what is
 out of bounds. The first item that is out of bounds is where the results part. Only *criterion* items decide; the
-others (norms of gradients and parameters, sketches on the way) are there to say where.
+others (sketches on the way, which are kept in float32) are there to say where.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Item:
             return "differs"
         if math.isnan(self.distance):
             return "not a number"
-        unit = {"loss": " relative", "checkpoint": " of its change"}[self.part] if self.criterion else ""
+        unit = (" of its change" if self.phase == "checkpoint" else " relative") if self.criterion else ""
         allowed = f" (allowed {self.allowed:.0e})" if self.criterion and self.allowed else ""
         return f"{self.distance:.1e}{unit}{allowed}"
 
@@ -111,7 +111,7 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         for name in sorted(set(a) & set(b)):
             distance = _apart(a[name], b[name], max(b[name], floor), bits=norms == 0.0)
             what = f"norm of the {label} of {name}{where}"
-            yield Item("checkpoint", step, phase, what, a[name], b[name], distance, norms, name, criterion=False)
+            yield Item("checkpoint", step, phase, what, a[name], b[name], distance, norms, name)
 
     yield text("dataset", 0, "data", "dataset digest", obtained.dataset_digest, expected.dataset_digest)
     yield text("tokens", 0, "tokens", "tokens digest", obtained.tokens_digest, expected.tokens_digest)
@@ -205,7 +205,8 @@ def where_known(where: Divergence | None, *results: Result) -> Divergence | None
 def rows(items: Iterable[Item], part: str | None = None, *, limit: int = 12) -> tuple[list[Item], int]:
     """The items for a table of at most `limit` rows, and how many are left out.
 
-    What decides comes first; of a curve the first, the worst and the last step; then the tensors, farthest first.
+    What decides comes first; of a curve the first, the worst and the last step; the first norm on the way; then the
+    tensors, farthest first.
     """
     bad = [item for item in items if item.out_of_bounds and part in (None, item.part)]
     curve = [item for item in bad if item.phase == "forward" and item.part == "loss" and item.criterion]
@@ -213,8 +214,9 @@ def rows(items: Iterable[Item], part: str | None = None, *, limit: int = 12) -> 
     chosen = losses or curve
     kept = {id(item) for item in (*chosen[:1], *chosen[-1:], *sorted(chosen, key=_far)[:1])}
     tensors = sorted((i for i in bad if i.phase == "checkpoint" and i.tensor), key=_far)
-    others = [i for i in bad if i.criterion and i not in curve and not (i.phase == "checkpoint" and i.tensor)]
-    shown = [*others[:4], *(item for item in curve if id(item) in kept), *tensors]
+    on_the_way = [i for i in bad if i.tensor and i.phase != "checkpoint" and i.criterion]  # norms
+    others = [i for i in bad if i.criterion and not i.tensor and i not in curve]
+    shown = [*others[:4], *(item for item in curve if id(item) in kept), *on_the_way[:1], *tensors]
     order = {id(item): index for index, item in enumerate(bad)}
     table = sorted(shown[:limit], key=lambda item: order[id(item)])
     return table, sum(item.criterion for item in bad) - sum(item.criterion for item in table)

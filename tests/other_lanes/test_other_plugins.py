@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,9 +73,9 @@ class Project:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """With a baseline, which two workers have recorded."""
+    """With a baseline."""
     project = Project(tmp_path_factory.mktemp("project"))
-    assert project.session("-n", "2", "-W", "error", *REASON, **STRICT) == 0, project.text
+    assert project.session("-n", "0", "-W", "error", *REASON, **STRICT) == 0, project.text
     assert "Warning" not in project.text and project.runs() == 2 and project.verdicts() == ["match", "match"], (
         project.text
     )
@@ -127,8 +128,27 @@ def test_two_workers_find_one_verdict_on_a_changed_lane_under_strict_warnings(re
         assert recorded.session("-n", "2", "--snapshot-update") == 1
         assert not recorded.log.exists() and "INTERNALERROR" not in recorded.text, recorded.text
         assert "nothing was run, and nothing recorded: a baseline needs a reason" in recorded.text
+        # No worker knows how the others' gates ended, and a recording rests on all of them.
+        assert recorded.session("-n", "2", *REASON) == 1
+        assert "add -n 0" in recorded.text, recorded.text
     finally:
         script.write_text(before)
+
+
+def test_a_recording_rests_on_the_gates_that_need_none(tmp_path: Path) -> None:
+    """One that is red refuses it, also where it comes last in its file; those that held are named in the recording."""
+    project = Project(tmp_path)
+    own = tmp_path / "tests" / "test_zz_own.py"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("import pytest\n@pytest.mark.smoke\ndef test_it_is_right(lane_run):\n    assert 1 == 2\n")
+    assert project.session("-n", "0", *REASON) == 1
+    assert "nothing was recorded" in project.text and "it is right" in project.text, project.text
+    assert not list(tmp_path.rglob("baselines/*/*.json"))
+    own.write_text(own.read_text().replace("1 == 2", "1 == 1"))
+    assert project.session("-n", "0", *REASON) == 0, project.text
+    (path,) = tmp_path.rglob("baselines/*/*.json")
+    held = json.loads(path.read_text())["provenance"]["held"].split()
+    assert "it_is_right" in held and "checkpoint_digest_is_the_recorded_one" not in held and len(held) > 3, held
 
 
 def test_gates_are_refused_where_each_test_has_a_process_of_its_own(tmp_path: Path) -> None:

@@ -594,7 +594,12 @@ def test_a_verdict_counts_what_decided_and_names_the_parts_that_failed(run: Run,
     recorded(run, store, TOY)
     # Of each of 6 steps: chunks, batch, loss, 2 codebooks, valid, sanitized. 2 losses before, 3 after, model, length.
     # Of each of 3 tensors: kind and values; and the digest.
-    assert compare(run(TOY), store).compared == {"dataset": 1, "tokens": 1, "loss": 6 * 7 + 7, "checkpoint": 7}
+    assert compare(run(TOY), store).compared == {
+        "dataset": 1,
+        "tokens": 1,
+        "loss": 6 * 7 + 7,
+        "checkpoint": 7 + 3 + 6 * 4,
+    }
     changed = compare(run(TOY.with_(rate_factor=1.01)), store)
     assert changed.headline == "not the recorded result: loss, checkpoint"
     assert [part for part in PARTS if changed.holds(part)] == ["dataset", "tokens"]
