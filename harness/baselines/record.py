@@ -129,9 +129,10 @@ def baseline_of(result: Result, provenance: Provenance, path: Path) -> Baseline:
 
 
 def is_current(result: Result, old: Baseline, store: Store) -> bool:
-    """Whether a recorded baseline holds for a result, with the guard and the tolerances of today."""
+    """Whether a recorded baseline holds for a result, with the guard, the tolerances and the form of today."""
     guard = GUARD if result.key.mode == UNIVERSAL else None
     unchanged = old.tolerance == tolerance_for(result.key.mode) and old.guard == guard
+    unchanged = unchanged and old.provenance.held is not None
     return unchanged and compare_result(result, store)[0].kind == "match"
 
 
@@ -215,6 +216,8 @@ def _moved(new: Baseline, old: Baseline | None) -> list[str]:
         lines.append(f"  {what}: {expected} → {obtained}; {distance}")
     if left_out:
         lines.append(f"  and {left_out} more values")
+    if old.provenance.held is None:
+        lines.append("  the file's form: it has a digest of itself now, and names the gates that held")
     if old.tolerance != new.tolerance or old.guard != new.guard:
         lines.append(f"  tolerance {old.tolerance} → {new.tolerance}, guard {old.guard} → {new.guard}")
     return lines
