@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from proof.copies import ROOT, changed_copy
-from proof.faults import FAMILIES, Fault, faults
-from proof.mutation import outcome, read_rows
+from proof.faults import FAMILIES, RECORDED, Fault, faults
+from proof.mutation import outcome, outcome_alone, read_rows
 
 
 def campaign(results: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def campaign(results: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_are_enough_faults_of_every_family() -> None:
-    assert len(faults()) >= 40
+    assert len(faults()) >= 120
     assert {fault.family for fault in faults()} == set(FAMILIES)
 
 
@@ -38,6 +38,8 @@ def test_every_gate_that_a_fault_names_is_there() -> None:
     for fault in faults():
         for column in ("universal", "float32"):
             assert f"def test_{fault.expected(column)[0]}(" in text, fault.name
+        alone, says = fault.expected_alone()
+        assert fault.missed or (says and f"def test_{alone}(" in text), fault.name
 
 
 def test_a_fault_is_caught_by_the_gate_that_it_names(tmp_path: Path) -> None:
@@ -60,6 +62,14 @@ def test_a_fault_that_is_not_noticed_is_told(tmp_path: Path) -> None:
     assert outcome(fault, "universal", {"loss_falls": says}) == "other reason"
     assert outcome(fault, "universal", {}) == "missed"
     assert outcome(fault, "universal", {gate: says}, "internal_error: NameError") == "broken"
+
+
+def test_what_only_a_recording_sees_is_a_miss_without_one() -> None:
+    fault = next(fault for fault in faults() if fault.gate in RECORDED)
+    alone, says = fault.expected_alone()
+    assert outcome_alone(fault, {fault.gate: fault.says}) == "missed"
+    assert outcome_alone(fault, {fault.gate: fault.says, alone: f"... {says} ..."}) == "caught"
+    assert outcome_alone(fault, {"loss_falls": says}) == "other reason"
 
 
 @pytest.mark.mutation

@@ -10,6 +10,7 @@ from proof.false_alarms import Case, cases, good, why_not
 from proof.faults import faults
 from proof.mutation import COLUMNS, Trial, fits
 
+IN_32 = sum(not fault.float64_alone for fault in faults())
 MADE = {"date": "2026-02-03", "commit": "0123456789ab"}
 
 
@@ -19,6 +20,7 @@ def rows(**changes: Any) -> dict[str, dict[str, Any]]:
     for fault in faults():
         for column in COLUMNS:
             row = {"fault": fault.name, "column": column, "classic": [], "red": ["x"], "outcome": "caught", **MADE}
+            row["alone"] = "caught" if column == "universal" else ""
             found[Trial(fault, column).name] = {**row, **changes}
     return found
 
@@ -30,21 +32,24 @@ def clean(case: str, **changes: Any) -> dict[str, dict[str, Any]]:
 def test_page_counts_what_is_caught() -> None:
     count = len(faults())
     page = document(rows(), clean("umask 077"))
-    assert f"| **all** | 0 of {count} | {count} of {count} | {count} of {count} |" in page
+    assert f"| **all** | 0 of {count} | {count} of {count} | {count} of {count} | {IN_32} of {IN_32} |" in page
     assert "0 false alarms in 1 sessions" in page
     assert "`0123456789ab`" in page and "2026-02-03" in page
 
 
 @pytest.mark.parametrize("word", ["missed", "other reason", "broken"])
 def test_page_shows_what_is_not_caught(word: str) -> None:
-    page = document(rows(outcome=word), {})
-    assert f"| **all** | 0 of {len(faults())} | 0 of {len(faults())} | 0 of {len(faults())} |" in page
-    assert page.count(f"**{word}**") == 2 * len(faults())
+    page, count = document(rows(outcome=word), {}), len(faults())
+    assert f"| **all** | 0 of {count} | 0 of {count} | {count} of {count} | 0 of {IN_32} |" in page
+    assert page.count(f"**{word}**") == count + IN_32
+    alone = document(rows(alone=word), {})
+    assert f"| **all** | 0 of {count} | {count} of {count} | 0 of {count} | {IN_32} of {IN_32} |" in alone
+    assert alone.count(f"**{word}**") == count
 
 
 def test_page_says_what_was_not_run() -> None:
     page = document({}, {})
-    assert page.count("not run") == 2 * len(faults())
+    assert page.count("not run") == 2 * len(faults()) + IN_32
     assert "Not measured yet." in page
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from proof import false_alarms, mutation, recordings
 from proof.copies import MEASUREMENTS
-from proof.faults import FAMILIES, Fault, faults
+from proof.faults import FAMILIES, WHOLE, Fault, faults
 from proof.kept import read_rows
 from proof.mutation import Trial
 
@@ -49,24 +49,31 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield "if the gate that is named here is red and its message holds the words given in `tests/proof/faults.py`; a"
     yield "crash of the changed lane counts as nothing. *Classic*: the four gates that such lanes usually have (report"
     yield "completed, finite loss, non-empty checkpoint, status completed). *Universal*: the exact part of the recorded"
-    yield "baseline, and our other gates. *Float32*: nothing is recorded for this numeric class, so that there is the"
-    yield "tolerance tier, against a recording of another class, and our other gates."
+    yield "baseline, and our other gates. *No recording*: the same run without the four gates that compare with one,"
+    yield "where again a named gate must be red with the words given. *Float32*: nothing is recorded for this numeric"
+    yield "class, so that there is the tolerance tier, against a recording of another class, and our other gates."
     yield ""
     yield f"{len(every)} faults. {_when(known)}"
     yield ""
-    yield "| | classic | universal | float32 |"
-    yield "|---|---|---|---|"
+    yield "| | classic | universal | no recording | float32 |"
+    yield "|---|---|---|---|---|"
     for family, meaning in FAMILIES.items():
         chosen = [fault for fault in every if fault.family == family]
         yield f"| {family}: {meaning} | {_tally(chosen, rows)} |"
     yield f"| **all** | {_tally(every, rows)} |"
+    whole = [fault.name for fault in every if fault.expected_alone()[0] == WHOLE]
+    missed = [f"{fault.name} ({fault.missed})" for fault in every if fault.missed]
+    yield ""
+    yield "Without a recording, found by `tests/smoke/test_whole_recipe.py` alone, which trains a second time and is no"
+    yield f"part of the smoke run: {', '.join(whole) or 'none'}."
+    yield f"Not found without a recording: {', '.join(missed) or 'none'}."
     controls = [row for name, row in trials.items() if row["fault"] == ""]
     green = sum(row["outcome"] == "green" for row in controls)
     yield ""
     yield f"The lane unchanged, on the same data in the same columns: {green} of {len(controls)} runs pass every gate."
     yield ""
-    yield "| fault | what it is | data | classic | universal: gate | float32: gate | gates red |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| fault | what it is | data | classic | universal: gate | no recording: gate | float32: gate | gates red |"
+    yield "|---|---|---|---|---|---|---|---|"
     for fault in every:
         yield _row(fault, rows)
     yield ""
@@ -74,16 +81,18 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield ""
 
 
-def _caught(row: Mapping[str, Any] | None) -> bool:
-    return row is not None and row["outcome"] == "caught"
+def _caught(row: Mapping[str, Any] | None, what: str = "outcome") -> bool:
+    return row is not None and row.get(what) == "caught"
 
 
 def _tally(chosen: Sequence[Fault], rows: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> str:
     classic = sum(bool((rows[f.name, "universal"] or {}).get("classic")) for f in chosen)
     cells = [f"{classic} of {len(chosen)}"]
     for column in mutation.COLUMNS:
-        run = [f for f in chosen if rows[f.name, column] is not None]
+        run = [f for f in chosen if rows[f.name, column] and (column == "universal" or not f.float64_alone)]
         cells.append(f"{sum(_caught(rows[f.name, column]) for f in run)} of {len(run)}")
+        if column == "universal":
+            cells.append(f"{sum(_caught(rows[f.name, column], 'alone') for f in run)} of {len(run)}")
     return " | ".join(cells)
 
 
@@ -93,10 +102,18 @@ def _row(fault: Fault, rows: Mapping[tuple[str, str], Mapping[str, Any] | None])
     for column in mutation.COLUMNS:
         row = rows[fault.name, column]
         gate = fault.expected(column)[0].replace("_", " ")
+        if column == "float32" and fault.float64_alone:
+            cells.append("no fault there")
+            continue
         if row is None:
-            cells.append("not run")
+            cells += ["not run"] * (2 if column == "universal" else 1)
             continue
         cells.append(gate if _caught(row) else f"**{row['outcome']}** ({gate})")
+        if column == "universal":
+            alone = fault.expected_alone()[0].replace("_", " ")
+            cells.append(
+                alone if _caught(row, "alone") else f"**{row.get('alone', 'not run')}** ({fault.missed or alone})"
+            )
         red.append(str(len(row["red"])))
     classic = (rows[fault.name, "universal"] or {}).get("classic")
     seen = ", ".join(classic) if classic else "missed"

@@ -246,7 +246,12 @@ def main(arguments: list[str]) -> int:
     columns = [options.column] if options.column else ["universal"] if options.short else list(COLUMNS)
     sets = ("shipped",) if options.short else ("shipped", "mixed")
     controls = [Trial(None, column, name) for column in columns for name in sets]
-    trials = ([] if options.short else controls) + [Trial(fault, column) for fault in chosen for column in columns]
+    trials = ([] if options.short else controls) + [
+        Trial(fault, column)
+        for fault in chosen
+        for column in columns
+        if column == "universal" or not fault.float64_alone
+    ]
     kept = read_rows(options.results)
     code = code_digest()
     fresh = {t.name for t in trials if not options.again and kept.get(t.name, {}).get("fits") == fits(t, code)}
