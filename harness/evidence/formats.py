@@ -132,6 +132,7 @@ class Sidecar(OfOurs, kw_only=True):
 
     schema: Literal["checkpoint/1"]
     sha256: Sha256
+    file: Text
     bytes: Count
     tensor_digest: Sha256
     tensors: Annotated[dict[str, Tensor], Meta(min_length=1)]

@@ -71,7 +71,7 @@ def write_checkpoint(
     return sidecar
 
 
-def write_last_step(settings: Settings, last_step: dict[str, dict[str, dict[str, torch.Tensor]]]) -> None:
+def write_last_step(settings: Settings, last_step: dict[str, Any]) -> None:
     """Write values and moments before and after the last update, in the dtype that they were computed in: from them the
     gates compute that step again. Raises OSError."""
     boundary = {"schema": "last_step/1", "run_id": settings.run_id, "lane": "experimental", "promotable": False}

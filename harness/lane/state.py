@@ -22,14 +22,15 @@ from harness.lane.errors import LaneError, shortage
 from harness.lane.held_out import HeldOutLoss
 from harness.lane.settings import Settings
 
-SCHEMA = "train_state/2"
+SCHEMA = "train_state/3"
 SHARE = 0.02  # of the training's time, that saving may take where LANE_SAVE_EVERY is auto
 QUIET_S = 10.0  # and then nothing is saved in a training's first seconds: what a first save costs is not known yet
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known after ``step`` steps. ``trace``: the lines of the trace from ``start`` on, as text."""
+    """What is known after ``step`` steps. ``trace``: the lines of the trace from ``start`` on, as text; ``last_step``:
+    what there was before the last update, where that is done."""
 
     step: int
     loss: float
@@ -42,6 +43,7 @@ class State:
     adapters: dict[str, Any]
     best_adapters: dict[str, Any]
     optimizer: dict[str, Any]
+    last_step: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
         """Dictionaries, numbers and tensors alone: what ``weights_only`` reads back."""

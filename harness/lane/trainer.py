@@ -51,7 +51,7 @@ class TrainResult:
     held_out_first: float | None
     held_out: float | None
     best_step: int
-    last_step: dict[str, dict[str, dict[str, Tensor]]]
+    last_step: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ def train(
     done = saved.step if saved else 0
     best: HeldOutLoss | None = None
     best_adapters: dict[str, Tensor] = {}
+    last_step: dict[str, Any] = {}
     if saved is None:
         with torch.no_grad():
             without = loss_of(first_codes, " without adapters").total.item()
@@ -190,7 +191,7 @@ def train(
         optimizer.load_state_dict(saved.optimizer)
         trace.resume(saved.trace)
         sanitized, first_loss, loss_value, smoothed = saved.sanitized, saved.loss_first, saved.loss, saved.smoothed
-        before, best, best_adapters = saved.before, saved.best, saved.best_adapters
+        before, best, best_adapters, last_step = saved.before, saved.best, saved.best_adapters, saved.last_step
         for _ in range(done):
             chunks = next(order)
     hooks = [attach(model.lm, adapters, watch), *give_back_on_the_way(model.lm.transformer, find_trim())]
@@ -218,7 +219,8 @@ def train(
         gradients = finite_norms("gradient of", {name: _gradient(name, p) for name, p in parameters.items()})
 
         optimizer.lr = learning_rate(settings, step)
-        last_step = {"before": optimizer.snapshot(parameters)} if step == settings.steps else {}
+        if step == settings.steps:
+            last_step["before"] = optimizer.snapshot(parameters)
         optimizer.step()
         values = finite_norms("parameter", {name: p.detach() for name, p in parameters.items()})
         smoothed = SMOOTHING * smoothed + (1 - SMOOTHING) * loss_value
@@ -247,7 +249,8 @@ def train(
         )
         if states is not None and states.due(step):
             so_far = (loss_value, first_loss, smoothed, sanitized, before, best, trace.so_far())
-            states.save(State(step, *so_far, adapters.state_dict(), best_adapters, optimizer.state_dict()))
+            tensors = (adapters.state_dict(), best_adapters, optimizer.state_dict(), last_step)
+            states.save(State(step, *so_far, *tensors))
         measured = (before.loss, now.loss) if before and now else None
         progress(Progress(step, loss_value, smoothed_loss(smoothed, step), optimizer.lr, measured))
         chunks = next(order)

@@ -145,7 +145,7 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
     optimizer = AdamW(adapters.parameters(), 0.1, (0.9, 0.999), 1e-6, 0.0)
     states = StateFile(settings, {})
     started = time.perf_counter()
-    states.save(State(1, 0.0, 0.0, 0, "", adapters.state_dict(), optimizer.state_dict()))
+    states.save(State(1, 0.0, 0.0, 0.0, 0, None, None, "", adapters.state_dict(), {}, optimizer.state_dict(), {}))
     saving = {"save_s": time.perf_counter() - started, "state_mb": states.path.stat().st_size / 1e6}
     times = [ended[2 * i] - ended[2 * i - 1] for i in range(1, len(rates))]
     floors = [operations(tokens) / (sum(pair) / 2) for pair in itertools.pairwise(rates)]

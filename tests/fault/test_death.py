@@ -70,7 +70,8 @@ def assert_whole(run_dir: Path, *, run_id: str) -> None:
     for path in run_dir.rglob("*.pt"):
         import torch
 
-        assert torch.load(path, weights_only=True)["adapter"], path
+        loaded = torch.load(path, weights_only=True)
+        assert loaded["before"] if path.name.endswith(".last_step.pt") else loaded["adapter"], path
 
 
 @pytest.fixture(scope="session")

@@ -325,7 +325,7 @@ def test_names_that_cannot_be_written_are_refused_at_the_start(tmp_path: Path) -
         else:
             outputs.check_names(settings)
     limit = os.pathconf(tmp_path, "PC_NAME_MAX")
-    longest = limit - len(f".lane-tmp-{os.getpid()}-tts_voice_train_.float64.pt")
+    longest = limit - len(f".lane-tmp-{os.getpid()}-tts_voice_train_.last_step.pt")
     for letter, size in (("m", 1), ("ü", 2)):
         outputs.check_names(settings_in(tmp_path, LANE_MODEL=letter * (longest // size), LANE_NUMERICS="universal"))
         with pytest.raises(LaneError, match="cannot be written"):

@@ -140,7 +140,8 @@ def test_a_recording_rests_on_the_gates_that_need_none(tmp_path: Path) -> None:
     project = Project(tmp_path)
     own = tmp_path / "tests" / "test_zz_own.py"
     own.parent.mkdir(exist_ok=True)
-    own.write_text("import pytest\n@pytest.mark.smoke\ndef test_it_is_right(lane_run):\n    assert 1 == 2\n")
+    mark = "smoke"
+    own.write_text(f"import pytest\n@pytest.mark.{mark}\ndef test_it_is_right(lane_run):\n    assert 1 == 2\n")
     assert project.session("-n", "0", *REASON) == 1
     assert "nothing was recorded" in project.text and "it is right" in project.text, project.text
     assert not list(tmp_path.rglob("baselines/*/*.json"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.base.git import GitFailed, git
 from harness.evidence import NotApplicable, RunEvidence
 from harness.gates.training import Measured
 from harness.numerics.digest import file_sha256
@@ -64,7 +65,15 @@ def test_the_lane_that_ran_is_this_checkouts(
     code, ran = lane_code(pytestconfig), lane_run.environment["code_digest"]
     measured(f"code {ran[:12]}")
     assert ran == code.digest, "the lane's process ran other code than this checkout's"
-    assert lane_run.report["head_commit"].removesuffix("-dirty") in (code.commit, "unknown")
+    told = lane_run.report["head_commit"]
+    if told == "unknown":
+        return
+    try:
+        changed = git(pytestconfig.rootpath, "status", "--porcelain", "--untracked-files=no")
+    except GitFailed as error:
+        raise NotApplicable(f"the report says {told}, and git does not answer here: {error}") from None
+    due = code.commit + "-dirty" * bool(changed)
+    assert told == due, f"the report says {told}, and the checkout is at {due}"
 
 
 def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: Measured) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference_run import Reference
 from truth import Truth
 
 from harness.evidence import RunEvidence
 from harness.gates.training import Measured
+from harness.numerics.sketch import sketch, sketch_distance
 
 pytestmark = pytest.mark.whole_recipe
 
 
 def test_whole_training_is_the_recipes(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
     """Every step, and the checkpoint, are those of the reference, which trains by itself."""
+    from reference_run import Reference
+
     reference = Reference(truth.model, truth.run, truth.conditions_of)
     trace, worst = lane_run.trace, 0.0
     values = reference.first
@@ -44,6 +46,11 @@ def test_whole_training_is_the_recipes(lane_run: RunEvidence, truth: Truth, meas
                 f"{where} {name} has norm {found.param[name]!r} after the update, the reference's {size!r}"
             )
         values = due.values
+        for name, told in found.sketch.items():
+            apart = sketch_distance(np.asarray(told), sketch(values[name].numpy(), projections=len(told)))
+            assert apart <= max(reference.drift_limit, 1e-6) * float(values[name].norm()), (
+                f"{where} the sketch of {name} is not that of the reference's value"
+            )
         best = values if found.step == (trace.end.best_step or trace.header.steps) else best
     for name, value in best.items():
         written = lane_run.checkpoint.tensors[name]

@@ -216,6 +216,7 @@ def _write_checkpoint(path: Path, every: dict[str, Any], tensors: Any, tensors64
     sidecar = {
         "schema": "checkpoint/1",
         **every,
+        "file": path.name,
         "sha256": sha256,
         "bytes": path.stat().st_size,
         "tensor_digest": digest,

@@ -92,12 +92,12 @@ def of_step(n: int) -> list[tuple[str, int, str, str, str, bool]]:
         ("loss", n, "forward", f"valid positions{where}", "", True),
         ("loss", n, "forward", f"sanitized logits{where}", "", True),
         *(
-            ("checkpoint", n, "backward", f"norm of the gradient of {name}{where}", name, False)
+            ("checkpoint", n, "backward", f"norm of the gradient of {name}{where}", name, True)
             for name in ("a", "b", "all")
         ),
         *(sketches if n == 1 else ()),
         *(
-            ("checkpoint", n, "optimizer", f"norm of the value of {name}{where}", name, False)
+            ("checkpoint", n, "optimizer", f"norm of the value of {name}{where}", name, True)
             for name in ("a", "b", "all")
         ),
     ]
@@ -118,8 +118,8 @@ def test_every_value_is_listed_once_in_the_order_of_a_run(rule: Rule) -> None:
         ("dataset", 0, "data", "dataset digest", "", True),
         ("tokens", 0, "tokens", "tokens digest", "", True),
         ("loss", 0, "start", "digest of the frozen model", "", True),
-        ("checkpoint", 0, "start", "norm of the initial value of a", "a", False),
-        ("checkpoint", 0, "start", "norm of the initial value of b", "b", False),
+        ("checkpoint", 0, "start", "norm of the initial value of a", "a", True),
+        ("checkpoint", 0, "start", "norm of the initial value of b", "b", True),
         *in_front(1),
         ("loss", 0, "start", "loss before the first step", "", True),
         *of_step(1),
