@@ -92,6 +92,10 @@ def judge(
     except Exception as error:
         return _noted(verdict, f"the second run failed, so that chance is not ruled out: {_one_line(error)}")
     differing = [item for item in walk(second, result, BITS) if item.out_of_bounds]
+    unlike = evidence.record.unlike_further if evidence.is_recorded else ""
+    if any(item.criterion for item in differing) and unlike:
+        note = f"a second run differs too, and whether by chance it cannot tell: of this run, {unlike}"
+        return _noted(verdict, note)
     if any(item.criterion for item in differing):
         return _nondeterministic(verdict, result, second)
     verdict = _noted(verdict, "a second run, at once, gave the same bits: not chance")
@@ -203,8 +207,9 @@ def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdic
         headline="two runs of the same code, one after the other, differ (the table is against the baseline)",
         where=where,
         cause=(
-            "something draws without a seed, depends on time, memory addresses or thread timing, or runs a "
-            f"nondeterministic kernel{f', in the {where.phase} phase' if where else ''}"
+            "something draws without a seed, depends on time, memory addresses or thread timing, on the run "
+            "directory's path or what lay there (the second run has a new one), or runs a nondeterministic "
+            f"kernel{f', in the {where.phase} phase' if where else ''}"
         ),
         next_command=_explain(first, second),
     )

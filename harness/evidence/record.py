@@ -45,7 +45,8 @@ class RunRecord(Told, kw_only=True):
     """A run of a lane. What is known only at the run's end is not there before: an EvidenceError.
 
     `formats`: which of its files are in a format of docs/evidence.md. `numerics`: how results compare,
-    as the trace's header says or to the bit in one numeric class. `left`: the SHA-256 of each file that the run left in
+    as the trace's header says or to the bit in one numeric class. `went_on`: the settings with which it began from what
+    lay in its folder, and not from nothing. `left`: the SHA-256 of each file that the run left in
     its directory; `work`: size and time (ns) of each in the lane's own folder there.
     """
 
@@ -61,6 +62,7 @@ class RunRecord(Told, kw_only=True):
     report_begin: Text
     vocabulary: Count | None
     numerics: Literal["bits", "traced"]
+    went_on: list[Text] = field(default_factory=list)
     state: Literal["running", "ended"]
     initial: Text | None = None
     left: dict[str, Sha256] = field(default_factory=dict)
@@ -74,6 +76,14 @@ class RunRecord(Told, kw_only=True):
     settings_digest: Sha256 = LATER
     settings: dict[str, Any] = LATER
     environment: dict[str, Any] = LATER
+
+    @property
+    def unlike_further(self) -> str:
+        """How the circumstances of a further run differ, which begins from nothing in a folder of its own; empty where
+        this run began from nothing too."""
+        if not self.went_on:
+            return ""
+        return f"it began from what lay in its folder ({', '.join(self.went_on)}), and the second run from nothing"
 
     def _lacks(self, name: str) -> EvidenceError:
         return EvidenceError(f"{RUN_FILE}: {name}: found a run that has not ended, expected one that has")

@@ -93,9 +93,12 @@ def test_second_run_gives_the_same(lane_run: RunEvidence, lane_again: Rerun, mea
     differing = differences(lane_run, again)
     count = len(lane_run.checkpoint.tensors)
     measured(f"{len(differing)} of {count} tensors differ")
+    unlike = lane_run.record.unlike_further if lane_run.is_recorded else ""
+    cause = "something draws without a seed, or depends on time, on order, or on the run directory's path"
+    why = f"of this run, {unlike}" if unlike else cause
     assert not differing, (
-        f"nondeterministic: a second run, at once, gave another checkpoint: {len(differing)} of {count} tensors "
-        f"differ, {named(differing)}; something draws without a seed, or depends on time or order"
+        f"{'not repeated' if unlike else 'nondeterministic'}: a second run, at once, gave another checkpoint: "
+        f"{len(differing)} of {count} tensors differ, {named(differing)}; {why}"
     )
     losses = [run.status.get("loss") for run in (lane_run, again)]
     assert losses[0] == losses[1], (

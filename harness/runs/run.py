@@ -284,6 +284,7 @@ class LaneRun:
             "report_begin": lane.report.begin,
             "vocabulary": lane.table.vocabulary,
             "numerics": lane.table.numerics,
+            "went_on": [f"{k}={v}" for k, v in sorted(lane.table.goes_on.items()) if self._environ.get(k) == v],
         }
         write_json(self.run_dir / RUN_FILE, {**about, **known})
 

@@ -75,6 +75,7 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
     cwd: Line = "."
     env: dict[str, str] = field(default_factory=dict)
     further_env: dict[str, str] = field(default_factory=dict)
+    goes_on: dict[str, str] = field(default_factory=dict)
     variables: list[Line] = field(default_factory=list)
     import_from: Line | None = None
     run_dir: Line | None = None

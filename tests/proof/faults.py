@@ -151,6 +151,12 @@ def _data() -> Iterator[Fault]:
         TOKENS, "are not the codec's tokens of the audio", data="mixed",
     )  # fmt: skip
     yield Fault(
+        "resampled without a low-pass", "what lies above the model's highest frequency is folded into what is below",
+        "data",
+        (lane("resample.py", "self._cutoff = min(self.old, self.new) * ROLLOFF", "self._cutoff = self.old * ROLLOFF"),),
+        TOKENS, "are not the codec's tokens of the audio", data="mixed",
+    )  # fmt: skip
+    yield Fault(
         "stereo summed", "the channels of a stereo file are summed, not averaged", "data",
         (lane("tokens.py", MONO, "block.sum(axis=1)"),),
         TOKENS, "are not the codec's tokens of the audio", data="mixed",

@@ -33,8 +33,12 @@ def limit_of(lane_run: RunEvidence) -> float:
 
 
 def test_tokens_are_the_codecs_own_of_the_audio(lane_run: RunEvidence, truth: Truth, measured: Measured) -> None:
-    """The first batch's tokens are those that audiocraft's codec gives for the audio on the disk."""
-    measured(tokens_agree(lane_run, truth, lane_run.trace.steps[0].chunks, truth.codes, "the first batch's"))
+    """The tokens of the first batch, and of audio at each other rate, are those of audiocraft's codec."""
+    told = [tokens_agree(lane_run, truth, lane_run.trace.steps[0].chunks, truth.codes, "the first batch's")]
+    for rate, chunks in truth.resampled_chunks().items():
+        codes = truth.encoded(truth.waves_of(truth.places(chunks)))
+        told.append(f"at {rate:,} Hz " + tokens_agree(lane_run, truth, chunks, codes, f"the audio's at {rate:,} Hz"))
+    measured("; ".join(told))
 
 
 def tokens_agree(lane_run: RunEvidence, truth: Truth, chunks: list[int], codes: Any, whose: str) -> str:
@@ -44,8 +48,9 @@ def tokens_agree(lane_run: RunEvidence, truth: Truth, chunks: list[int], codes: 
     found, expected = lane_run.tokens[chunks], codes.numpy()
     assert found.shape == expected.shape
     differing = float((found != expected).mean())
-    # The very same audio gives the same tokens; a resampler of another make moves a few.
-    allowed = 0.0 if truth.is_exact(chunks) else 0.05
+    # Resampled audio gives the same tokens too (measured: none of 30,000 differs, and a resampler without its low-pass
+    # moves 0.07 % of bright audio's); only what decodes to other samples after a seek may move one.
+    allowed = 0.0 if truth.is_exact(chunks) else 0.002
     if sum(parameter.numel() for parameter in truth.model.compression_model.parameters()) >= 5_000_000:
         allowed = max(allowed, 0.01)  # the lane encodes with a codec of that size in float32, which flips near-ties
     assert differing <= allowed, f"{differing:.2%} of {whose} tokens are not the codec's tokens of the audio"

@@ -226,7 +226,7 @@ def _write_checkpoint(path: Path, every: dict[str, Any], tensors: Any, tensors64
     return sha256
 
 
-def write_record(run_dir: Path, exit_code: int) -> None:
+def write_record(run_dir: Path, exit_code: int, **more: Any) -> None:
     """What whoever started the run of ``write_run`` wrote down of it: how its process ended."""
     status = json.loads((run_dir / "train_status.json").read_text())
     outputs = {
@@ -241,4 +241,4 @@ def write_record(run_dir: Path, exit_code: int) -> None:
         "ended": f"exited with {exit_code}", "seconds": 1.0, "numeric_class": "none", "settings_digest": "0" * 64,
         "data": {"digest": None, "files": 0, "problems": [], "source": "none"}, "settings": {}, "environment": {},
     }  # fmt: skip
-    write_json(run_dir / "run.json", record)
+    write_json(run_dir / "run.json", record | more)

@@ -22,6 +22,7 @@ ZEROS, ROLLOFF = 24, 0.945  # of julius' filter: zero crossings to each side, an
 AT_ONCE = 1 << 14  # samples that are worked out at once
 # Seconds decoded before what is wanted: after a seek an MP3 or Opus decoder needs the frames before to be itself again.
 RUN_IN = 1.0
+RESAMPLED = 8  # chunks of each sample rate that is not the model's, whose tokens are worked out
 SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "data" / "musicgen_nano"
 
 
@@ -113,10 +114,18 @@ class Truth:
         return self.places(self.run.trace.steps[0].chunks)
 
     def is_exact(self, ids: list[int]) -> bool:
-        """Whether the audio of these chunks is the lane's to the bit: not resampled, and decoded alike from wherever
-        one begins. After a seek an MP3's samples differ by up to 2e-7."""
-        infos = [soundfile.info(path) for path, _ in self.places(ids)]
-        return all(i.samplerate == self.model.sample_rate and not i.subtype.startswith("MPEG") for i in infos)
+        """Whether the audio of these chunks is decoded alike from wherever one begins. After a seek an MP3's samples
+        differ by up to 2e-7, and an Opus file's may too."""
+        return not any(soundfile.info(path).subtype.startswith(("MPEG", "OPUS")) for path, _ in self.places(ids))
+
+    def resampled_chunks(self) -> dict[int, list[int]]:
+        """For each sample rate that is not the model's, up to RESAMPLED chunks of its recordings, spread evenly."""
+        found: dict[int, list[int]] = {}
+        rates = {entry.sha256: entry.sample_rate for entry in self.run.manifest.entries}
+        for index, chunk in enumerate(self.run.trace.tokens.chunks):
+            if rates[chunk.file] != self.model.sample_rate:
+                found.setdefault(rates[chunk.file], []).append(index)
+        return {rate: ids[:: -(-len(ids) // RESAMPLED)] for rate, ids in found.items()}
 
     @cached_property
     def waves(self) -> Array:

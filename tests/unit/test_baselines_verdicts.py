@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_directory import edit_json
+from run_directory import edit_json, write_record
 from toy_lane import Toy, edit_steps
 
 from harness.baselines import compare as compare_module
@@ -132,6 +132,17 @@ def test_nondeterministic(run: Run, store: Store) -> None:
     assert verdict.kind == "nondeterministic" and not verdict.passed
     assert "draws without a seed" in text and "step 1 of 6, phase backward" in text
     assert verdict.cause.endswith("in the backward phase")
+
+
+def test_a_run_that_went_on_is_not_called_chance(run: Run, store: Store) -> None:
+    """The second one begins from nothing: where it differs, what the first one went on from may have done it."""
+    recorded(run, store, TOY)
+    noisy = TOY.with_(noise=1e-3)
+    first = run(noisy.with_(noise_seed=1))
+    write_record(first.run_dir, 0, went_on=["LANE_RESUME=1"])
+    verdict = judge(load_run(first.run_dir), store, rerun=lambda: run(noisy.with_(noise_seed=2)))
+    assert verdict.kind == "regression" and not verdict.passed
+    assert "LANE_RESUME=1" in one_screen(verdict) and "without a seed" not in verdict.text()
 
 
 def test_environment_moved_is_shown_by_the_second_leg(run: Run, store: Store) -> None:
