@@ -15,8 +15,8 @@ SHIPPED = ROOT / "data" / "knowledge_audio_source" / "auntie_dottie.flac"
 SHIPPED_MODEL = ROOT / "data" / "musicgen_nano"
 DATA_SETS = {
     "shipped": "the shipped narration: one file, mono, at the model's rate; 68 chunks, in whole batches",
-    "mixed": "five files: stereo at 44.1 kHz, mono at 22.05, 48 (bright) and 32 kHz; 31 chunks, not in whole batches; and "
-    "the shipped model with a dropout of 0.1 in its configuration",
+    "mixed": "five files: stereo at 44.1 kHz, mono at 22.05, 48 (bright) and 32 kHz; 31 chunks, not in whole batches; "
+    "and the shipped model with a dropout of 0.1 in its configuration",
     "older": "mixed, with other recordings of the same lengths",
     "broken": "mixed, with one more file, which was cut short",
 }

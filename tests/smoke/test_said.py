@@ -21,6 +21,7 @@ from harness.evidence import NotApplicable, RunEvidence
 from harness.gates.training import Measured
 from harness.numerics.digest import file_sha256
 from harness.numerics.modes import PIN_NAMES, environment_pins
+from harness.numerics.processor import FORCING
 
 pytestmark = pytest.mark.smoke
 
@@ -176,7 +177,7 @@ def test_environment_is_the_one_that_the_lane_ran_in(
         **{f"packages: {name}": both for name, both in packages.items()},
         **{f"pins: {name}": (found, pins.get(name)) for name, found in environment["pins"].items()},
     }
-    if pins.get("ATEN_CPU_CAPABILITY") == os.environ.get("ATEN_CPU_CAPABILITY"):  # torch was loaded here with the same
+    if all(pins.get(name) == os.environ.get(name) for name in FORCING):  # torch was loaded here with the same
         said["cpu_capability"] = (environment["cpu_capability"], torch.backends.cpu.get_cpu_capability())
     hold(said, measured)
 
