@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -155,6 +156,7 @@ class Campaign:
                 "gates": len(messages),
                 "red": sorted(red),
                 "message": broken or _said(fault, trial.column, red),
+                "likely": likely_of(red),
                 "message_alone": red.get(fault.expected_alone()[0], "")[:MESSAGE] if fault else "",
                 "seconds": round(time.monotonic() - started, 1),
             }
@@ -164,6 +166,12 @@ def _said(fault: Fault | None, column: str, red: dict[str, str]) -> str:
     """The beginning of the named gate's message, or of the first there is: enough to see why it is red."""
     named = fault.expected(column)[0] if fault else ""
     return red.get(named, next(iter(red.values()), ""))[:MESSAGE]
+
+
+def likely_of(red: dict[str, str]) -> str:
+    """The cause that the verdict gives, where a recording was compared with."""
+    texts = (red[gate] for gate in RECORDED if gate in red)
+    return next((found[1].strip() for text in texts if (found := re.search(r"^\W*likely +(.+)$", text, re.M))), "")
 
 
 def _broken(run_dir: Path) -> str:
