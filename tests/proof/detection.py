@@ -68,8 +68,9 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield f"part of the smoke run: {', '.join(whole) or 'none'}."
     yield f"Not found without a recording: {', '.join(missed) or 'none'}."
     yield ""
-    yield "A fault that acts in some runs only (one of ten, say) is found by running again: `pytest -m smoke --lane-runs=4`"
-    yield "trains four times, and a fault that acts in one run of ten then stays hidden in two thirds of such sessions."
+    yield "A fault that acts in some runs only (one of ten, say) is found by running again:"
+    yield "`pytest -m smoke --lane-runs=4` trains four times, and a fault that acts in one run of ten then stays hidden"
+    yield "in two thirds of such sessions."
     yield "One that acts on other data only is found on that data: the gates hold for any (`AUDIO_PATH`,"
     yield "`KNOWLEDGE_SOURCE_DIR`, with `--no-baseline`), and cost one run."
     controls = [row for name, row in trials.items() if row["fault"] == ""]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,9 +39,7 @@ def own_lane(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def truth(request: pytest.FixtureRequest, model: Any, lane_run: RunEvidence) -> Truth:
+def truth(model: Any, lane_run: RunEvidence) -> Truth:
     if model is None:
         pytest.skip("not applicable: it probes the voice lane, whose functions it calls")
-    if "torch" in sys.modules and not hasattr(request.config, "workerinput"):
-        sys.modules["torch"].set_num_threads(min(2, os.cpu_count() or 1))  # the lane has ended: both cores are free
     return Truth(model, lane_run)
