@@ -37,8 +37,8 @@ def likely_cause(
         )
     if phase == "tokens" and step == 0:
         return (
-            "the same audio gave other tokens: how it is cut into chunks and in which order, resampling, the codec, "
-            "or the precision it computes in"
+            "the same audio gave other tokens: how it is mixed, how it is cut into chunks and in which order, "
+            "resampling, the codec or its precision, or tokens that were kept from another run"
         )
     if phase == "tokens":
         return f"the same chunks gave another batch at step {step}: how tokens are cut or put together"

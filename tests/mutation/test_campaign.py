@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from proof.copies import ROOT, changed_copy
-from proof.faults import FAMILIES, RECORDED, Fault, faults
+from proof.faults import CAUSES, FAMILIES, RECORDED, Fault, cause_of, faults
 from proof.mutation import outcome, outcome_alone, read_rows
 
 
@@ -62,6 +62,21 @@ def test_a_fault_that_is_not_noticed_is_told(tmp_path: Path) -> None:
     assert outcome(fault, "universal", {"loss_falls": says}) == "other reason"
     assert outcome(fault, "universal", {}) == "missed"
     assert outcome(fault, "universal", {gate: says}, "internal_error: NameError") == "broken"
+
+
+def test_every_cause_is_of_a_fault_and_every_fault_that_a_recording_sees_has_one() -> None:
+    named = [name for names in CAUSES.values() for name in names.split("; ")]
+    assert len(set(named)) == len(named) and set(named) <= {fault.name for fault in faults()}
+    float64_alone = [fault.name for fault in faults() if fault.float64_alone]
+    assert not [f.name for f in faults() if f.gate in RECORDED and not cause_of(f) and f.name not in float64_alone]
+
+
+def test_a_cause_that_is_another_is_no_catch() -> None:
+    fault = next(fault for fault in faults() if fault.name == "weight decay dropped")
+    said = f"{fault.says}\nlikely    {{}}"
+    right, wrong = said.format("the update (weight decay)"), said.format("the forward pass")
+    assert outcome(fault, "universal", {fault.gate: right}) == "caught"
+    assert outcome(fault, "universal", {fault.gate: wrong}) == "other cause"
 
 
 def test_what_only_a_recording_sees_is_a_miss_without_one() -> None:

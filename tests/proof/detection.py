@@ -9,7 +9,7 @@ from typing import Any
 
 from proof import false_alarms, mutation, recordings
 from proof.copies import MEASUREMENTS
-from proof.faults import FAMILIES, WHOLE, Fault, faults
+from proof.faults import FAMILIES, WHOLE, Fault, cause_of, faults
 from proof.kept import read_rows
 from proof.mutation import Trial
 
@@ -67,6 +67,14 @@ def _faults(trials: Rows) -> Iterator[str]:
     yield "Without a recording, found by `tests/smoke/test_whole_recipe.py` alone, which trains a second time and is no"
     yield f"part of the smoke run: {', '.join(whole) or 'none'}."
     yield f"Not found without a recording: {', '.join(missed) or 'none'}."
+    told = {fault.name: (rows[fault.name, "universal"] or {}).get("likely", "") for fault in every}
+    right = [
+        fault.name for fault in every if told[fault.name] and cause_of(fault) and cause_of(fault) in told[fault.name]
+    ]
+    laid_down = [fault.name for fault in every if told[fault.name] and cause_of(fault)]
+    yield ""
+    yield f"Where a recording sees the fault, its verdict names a likely cause: the right one for {len(right)} of the"
+    yield f"{len(laid_down)} faults for which `tests/proof/faults.py` lays down what that is."
     yield ""
     yield "A fault that acts in some runs only (one of ten, say) is found by running again:"
     yield "`pytest -m smoke --lane-runs=4` trains four times, and a fault that acts in one run of ten then stays hidden"

@@ -47,6 +47,37 @@ LAST_STEP = "last_step_is_the_recipes"
 BELONGS = "last_step_belongs_to_the_run"
 WHOLE = "whole_training_is_the_recipes"
 EVERY_RECORDING = "every_recording_is_in_the_data_set"
+# What the verdict's likely cause must say of a fault that the recording sees, by the words for it: the right part of
+# the lane, and no other.
+CAUSES = {
+    "how it is cut into chunks": "stride wrong; one chunk twice; end of file dropped; order of the listing; "
+    "quiet chunks dropped; tail padded; one sample late",
+    "resampling": "resampling skipped; resampled without a low-pass; stereo summed; one channel dropped; audio clipped; "
+    "gain by chunk",
+    "the codec": "random codes",
+    "other data": "a file left out; wrong file staged; wrong file, and the manifest agrees",
+    "other settings": "seed truncated; setting not used",
+    "the drawing of batches": "not shuffled; one chunk repeated; last batch dropped; order by hostname; order by path; "
+    "the same order in each epoch; order lost when it goes on",
+    "draws without a seed": "unseeded shuffle; order by hash; unseeded initialisation; seed of zero is none",
+    "its condition or the objective": "targets shifted; mask ignored; loss over NaN; mean over all positions; "
+    "clamp at 3; one codebook ignored; summed over codebooks; label smoothing; condition text dropped",
+    "something that depends on the step": "always the first batch; condition dropped at some steps; "
+    "conditions changed in place; token masking left on",
+    "the adapters' forward function": "one token ahead; mean over time; adapter one token late; adapters scaled; "
+    "adapter in float32; attached twice; attached with a scale of zero; blocks in reverse order; dropout left on",
+    "backward pass": "backward over other counts; gradient of half of the batch; loss scaled; input detached; "
+    "zero_grad missing; gradients of two steps; gradients of the step before",
+    "their initialisation": "fresh adapters of another seed; other initial scales; drawn in another order; "
+    "not the identity at the start",
+    "the update": "learning rate x 2; learning rate x 1.01; scheduler off by one; no warm-up; schedule not applied; "
+    "weight decay dropped; betas swapped; epsilon of 1e-8; Adam for AdamW; wrong parameters; gradients clipped; "
+    "last update skipped; decay on some tensors; gradient one step old; epsilon inside the root; no bias correction; "
+    "decay after the update; steps counted from one; schedule after the step; a rate that the trace does not see; "
+    "rate by the clock; rate by the number of files; a spike skipped; a lost parameter group; one tensor frozen; "
+    "moments lost when it goes on; schedule lost when it goes on",
+    "an average of several": "an average saved",
+}
 RECORDED = (SAME_DATA, SAME_TOKENS, SAME_LOSS, SAME_CHECKPOINT)  # the gates that compare with a recording
 
 
@@ -93,6 +124,11 @@ class Fault:
         # Within a tolerance, a difference may come to light later than where it began.
         says = "beyond the tolerance" if "phase" in self.says else self.says
         return self.gate32 or self.gate, self.says32 or says
+
+
+def cause_of(fault: Fault) -> str:
+    """The words that the verdict's likely cause must hold; empty where none is laid down."""
+    return next((words for words, names in CAUSES.items() if fault.name in names.split("; ")), "")
 
 
 def lane(file: str, old: str, new: str) -> Edit:

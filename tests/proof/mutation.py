@@ -25,7 +25,7 @@ from typing import Any
 
 from proof import recordings
 from proof.copies import MEASUREMENTS, ROOT
-from proof.faults import RECORDED, Fault, faults, one_of_each_family
+from proof.faults import RECORDED, Fault, cause_of, faults, one_of_each_family
 from proof.judge import changed_checkout, gates, preload, run_lane
 from proof.kept import read_rows, write_rows
 from support import voice
@@ -187,7 +187,8 @@ def _broken(run_dir: Path) -> str:
 
 
 def outcome(fault: Fault, column: str, red: dict[str, str], broken: str = "") -> str:
-    """`caught`, `missed`, `other reason` (a gate is red, and not the named one for the named reason), or `broken`.
+    """`caught`, `missed`, `other reason` (a gate is red, and not the named one for the named reason), `other cause`
+    (the verdict's likely cause is not the fault's), or `broken`.
 
     ``red``: the message of each gate that failed. ``broken``: why the changed lane itself broke down.
     """
@@ -195,7 +196,8 @@ def outcome(fault: Fault, column: str, red: dict[str, str], broken: str = "") ->
         return "broken"
     gate, says = fault.expected(column)
     if says in red.get(gate, ""):
-        return "caught"
+        is_right = column != "universal" or cause_of(fault) in likely_of(red) or not likely_of(red)
+        return "caught" if is_right else "other cause"
     return "other reason" if red else "missed"
 
 
