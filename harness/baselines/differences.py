@@ -1,8 +1,8 @@
 """Where two results part, by how much, and what that looks like; shared by the comparison with a baseline and explain.
 
 `walk` lists everything two results can be compared in, in the order in which a run computes it; a `Rule` says what is
-out of bounds. The first item that is out of bounds is where the results part. Only *criterion* items decide; the
-others (sketches on the way, which are kept in float32) are there to say where.
+out of bounds. The first item that is out of bounds is where the results part. Only *criterion* items decide: all, but
+for the sketches of the end where bits are compared, which the digest decides.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
             distance = _sketches_apart(a.sketch[name], b.sketch[name], scales.get(name, 0.0))
             what = f"{name} after step {b.step}"
             allowed = max(rule.tensor, ROUNDED_SKETCH, rounding(b.sketch[name], scales.get(name, 0.0)))
-            yield Item("checkpoint", b.step, "optimizer", what, None, None, distance, allowed, name, criterion=False)
+            yield Item("checkpoint", b.step, "optimizer", what, None, None, distance, allowed, name)
         yield from norm_items(b.step, "optimizer", "value", a.param, b.param)
         yield from norm_items(b.step, "optimizer", "value", {"all": a.param_total}, {"all": b.param_total})
     count = min(len(obtained.steps), len(expected.steps)) + 1
@@ -214,7 +214,7 @@ def rows(items: Iterable[Item], part: str | None = None, *, limit: int = 12) -> 
     chosen = losses or curve
     kept = {id(item) for item in (*chosen[:1], *chosen[-1:], *sorted(chosen, key=_far)[:1])}
     tensors = sorted((i for i in bad if i.phase == "checkpoint" and i.tensor), key=_far)
-    on_the_way = [i for i in bad if i.tensor and i.phase != "checkpoint" and i.criterion]  # norms
+    on_the_way = [i for i in bad if i.tensor and i.phase != "checkpoint" and i.obtained is not None]  # norms
     others = [i for i in bad if i.criterion and not i.tensor and i not in curve]
     shown = [*others[:4], *(item for item in curve if id(item) in kept), *on_the_way[:1], *tensors]
     order = {id(item): index for index, item in enumerate(bad)}

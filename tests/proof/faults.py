@@ -52,8 +52,8 @@ EVERY_RECORDING = "every_recording_is_in_the_data_set"
 CAUSES = {
     "how it is cut into chunks": "stride wrong; one chunk twice; end of file dropped; order of the listing; "
     "quiet chunks dropped; tail padded; one sample late",
-    "resampling": "resampling skipped; resampled without a low-pass; stereo summed; one channel dropped; audio clipped; "
-    "gain by chunk",
+    "resampling": "resampling skipped; resampled without a low-pass; stereo summed; one channel dropped; "
+    "audio clipped; gain by chunk",
     "the codec": "random codes",
     "other data": "a file left out; wrong file staged; wrong file, and the manifest agrees",
     "other settings": "seed truncated; setting not used",

@@ -86,3 +86,5 @@ def test_checkpoint_holds_nothing_that_changes(lane_run: RunEvidence, measured: 
     best = lane_run.trace.end.best_step
     said = {"seed": header.seed, "steps": header.steps, "best_step": best, "model_id": lane_run.report["model_id"]}
     assert {name: meta[name] for name in said} == said, "the checkpoint is of other settings"
+    ranks = {tensor.shape[0] for name, tensor in lane_run.checkpoint.tensors.items() if name.endswith(".down")}
+    assert ranks == {meta["rank"]}, f"the checkpoint says rank {meta['rank']}, and its tensors have {sorted(ranks)}"

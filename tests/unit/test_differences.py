@@ -84,7 +84,7 @@ def item(obtained: Result, what: str, rule: Rule = BITS, expected: Result = RESU
 
 def of_step(n: int) -> list[tuple[str, int, str, str, str, bool]]:
     where = f", step {n}"
-    sketches = [("checkpoint", n, "optimizer", f"{name} after step {n}", name, False) for name in "ab"]
+    sketches = [("checkpoint", n, "optimizer", f"{name} after step {n}", name, True) for name in "ab"]
     return [
         ("loss", n, "forward", f"loss{where}", "", True),
         ("loss", n, "forward", f"loss of codebook 0{where}", "", True),
