@@ -609,7 +609,7 @@ def test_a_verdict_counts_what_decided_and_names_the_parts_that_failed(run: Run,
         "dataset": 1,
         "tokens": 1,
         "loss": 6 * 7 + 7,
-        "checkpoint": 7 + 3 + 6 * 4,
+        "checkpoint": 7 + 3 + 6 * 4 + 3,
     }
     changed = compare(run(TOY.with_(rate_factor=1.01)), store)
     assert changed.headline == "not the recorded result: loss, checkpoint"
