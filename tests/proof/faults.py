@@ -766,6 +766,7 @@ def _optimizer() -> Iterator[Fault]:
               "import time\n\n        optimizer.lr = learning_rate(settings, step) * "
               "(1 + 1e-6 * (1 + time.localtime().tm_hour))"),),
         SAME_CHECKPOINT, UPDATED,
+        gate32=RATE, says32="has the learning rate",
         alone=RATE, alone_says="has the learning rate",
     )  # fmt: skip
     yield Fault(
@@ -849,6 +850,7 @@ def _model() -> Iterator[Fault]:
               "model.lm.to(dtype)\n    for module in model.lm.modules():\n"
               "        if isinstance(module, torch.nn.LayerNorm):\n            module.eps = 1e-3"),),
         FIRST_LOSS, "the model's own is",
+        gate32=FIRST_STEPS, says32="the losses by codebook are",
     )  # fmt: skip
 
 
