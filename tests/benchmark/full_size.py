@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 DIM, HEADS, LAYERS, CARD, CODEBOOKS, TEXT_TOKENS = 1024, 16, 24, 2048, 4, 8
+RANK = 8  # of the adapters
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 # With one thread the time that it worked, which others on the machine do not lengthen; with more, the time on the wall.
 CLOCK = time.process_time if THREADS == 1 else time.perf_counter
@@ -95,7 +96,7 @@ def operations(tokens: int) -> float:
     text = LAYERS * 2 * DIM * DIM * 2 * TEXT_TOKENS  # cross k and v
     attention = LAYERS * DIM * positions * (positions + 1) * (2 + 5)  # causal: half of the square; 2 products, then 5
     heads = CODEBOOKS * CARD * DIM * 4 * positions
-    adapters = 2 * 2 * DIM * DIM * 6 * positions
+    adapters = LAYERS * 2 * RANK * 5 * DIM * 6 * positions  # of two linears between DIM and 4 * DIM
     return float(layers + text + attention + heads + adapters)
 
 
@@ -119,6 +120,7 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
 
     from harness.lane import trainer
     from harness.lane.adapter import make_adapters
+    from harness.lane.held_out import Split
     from harness.lane.optimizer import AdamW
     from harness.lane.state import State, StateFile
     from harness.lane.tokens import TokenSet
@@ -134,12 +136,13 @@ def step(folder: Path, tokens: int) -> dict[str, Any]:
     trace = Trace(settings)
     ended, rates = [], []
 
-    def progress(done: int, total: int, loss: float) -> None:
+    def progress(now: Any) -> None:
         ended.append(CLOCK())
         rates.append(gemm_rate(model, tokens))
         ended.append(CLOCK())
 
-    trainer.train(settings, model, adapters, TokenSet(torch.from_numpy(codes), []), trace, progress)
+    split = Split(list(range(len(codes))), [])
+    trainer.train(settings, model, adapters, TokenSet(torch.from_numpy(codes), [], 0), split, trace, progress)
     trace.publish()
     peak_training = peak()
     optimizer = AdamW(adapters.parameters(), 0.1, (0.9, 0.999), 1e-6, 0.0)
