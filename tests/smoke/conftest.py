@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from truth import Truth, load_model
@@ -13,6 +13,9 @@ from harness.evidence import EvidenceError, RunEvidence
 from harness.lane.hub import stay_offline
 from harness.lane.settings import is_shipped
 from harness.session.lane import promises
+
+if TYPE_CHECKING:
+    from reference_run import Reference
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,3 +46,10 @@ def truth(model: Any, lane_run: RunEvidence) -> Truth:
     if model is None:
         pytest.skip("not applicable: it probes the voice lane, whose functions it calls")
     return Truth(model, lane_run)
+
+
+@pytest.fixture(scope="session")
+def reference(truth: Truth) -> Reference:
+    from reference_run import Reference
+
+    return Reference(truth.model, truth.run, truth.conditions_of)

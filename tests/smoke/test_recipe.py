@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from truth import Truth
 
 from harness.evidence import RunEvidence
 from harness.gates.training import Measured
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from reference_run import Reference
 
 pytestmark = pytest.mark.smoke
-
-
-@pytest.fixture(scope="session")
-def reference(truth: Truth) -> Reference:
-    from reference_run import Reference
-
-    return Reference(truth.model, truth.run, truth.conditions_of)
 
 
 def test_chunks_are_cut_as_the_recipe_says(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
@@ -85,32 +77,11 @@ def test_learning_rate_of_each_step_is_the_recipes(
 
 def test_first_two_steps_are_the_recipes(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
     """Losses, gradients and parameters of the first two steps are the reference's, from settings, tokens and model."""
-    worst = {"loss": 0.0, "gradient": 0.0, "parameter": 0.0}
+    worst: dict[str, float] = {}
+    limits = {"loss": reference.loss_limit, "gradient": reference.gradient_limit, "change": reference.first_limit}
     for found, due in zip(lane_run.trace.steps[:2], reference.two_steps, strict=True):
-        where = f"at step {found.step}"
-        assert found.valid == due.valid, f"{where} {found.valid} positions count, and the reference has {due.valid}"
-        apart = np.abs(np.array(found.loss_by_codebook) - due.losses) / due.losses
-        worst["loss"] = max(worst["loss"], float(apart.max()))
-        assert float(apart.max()) <= reference.loss_limit, (
-            f"{where} the losses by codebook are {found.loss_by_codebook}, the reference's are {due.losses.tolist()}"
-        )
-        assert abs(found.loss - due.losses.mean()) <= reference.loss_limit * found.loss, (
-            f"{where} the loss is {found.loss!r}, the mean of the reference's codebooks {due.losses.mean()!r}"
-        )
-        for name, gradient in due.gradients.items():
-            size = float(gradient.norm())
-            apart = abs(found.grad[name] - size) / size if size else found.grad[name]
-            worst["gradient"] = max(worst["gradient"], apart)
-            assert apart <= reference.gradient_limit, (
-                f"{where} the gradient of {name} has norm {found.grad[name]!r}, the reference's {size!r}"
-            )
-            change, size = float(due.changes[name].norm()), float(due.values[name].norm())
-            apart = abs(found.param[name] - size) / change
-            worst["parameter"] = max(worst["parameter"], apart)
-            assert apart <= reference.first_limit, (
-                f"{where} {name} has norm {found.param[name]!r} after the update, the reference's {size!r}: "
-                f"{apart:.1e} of the change, {reference.first_limit:.0e} allowed"
-            )
+        for what, apart in reference.hold(found, due, **limits).items():
+            worst[what] = max(worst.get(what, 0.0), apart)
     measured(", ".join(f"{what} {value:.1e}" for what, value in worst.items()) + " apart, relatively")
 
 
@@ -118,25 +89,14 @@ def test_last_step_is_the_recipes(lane_run: RunEvidence, reference: Reference, m
     """From what there was before the last update, the reference computes what there is after it."""
     last, traced = reference.last, lane_run.trace.steps[-1]
     assert lane_run.last_step.meta["step"] == traced.step, "the last step that was left is of another step"
-    apart = float((np.abs(np.array(traced.loss_by_codebook) - last.losses) / last.losses).max())
-    assert apart <= reference.loss_limit, (
-        f"the last losses by codebook are {traced.loss_by_codebook}, the reference's are {last.losses.tolist()}"
-    )
+    limits = {"loss": reference.loss_limit, "gradient": reference.gradient_limit, "change": reference.last_limit}
+    reference.hold(traced, last, **limits)
     worst = 0.0
-    for name, gradient in last.gradients.items():
-        size = float(gradient.norm())
-        assert abs(traced.grad[name] - size) <= reference.gradient_limit * size, (
-            f"the last gradient of {name} has norm {traced.grad[name]!r}, the reference's {size!r}"
-        )
-        for kind, due in last.after[name].items():
+    for name, after in last.after.items():
+        for kind, due in after.items():
+            what = f"the last update of {name}: its {WORDS[kind]}"
             found, before = reference.left("after", name, kind), reference.left("before", name, kind)
-            change = float((due - before).norm())
-            apart = float((found - due).norm()) / change
-            worst = max(worst, apart)
-            assert apart <= reference.last_limit, (
-                f"the last update of {name}: its {WORDS[kind]} is {apart:.1e} of the change away from the "
-                f"reference's, {reference.last_limit:.0e} allowed"
-            )
+            worst = max(worst, reference.hold_tensor(what, found, due, before, reference.last_limit))
     measured(f"at most {worst:.1e} of the change apart, {reference.last_limit:.0e} allowed")
 
 
@@ -145,6 +105,8 @@ WORDS = {"value": "value", "first": "first moment", "second": "second moment"}
 
 def test_last_step_belongs_to_the_run(lane_run: RunEvidence, reference: Reference, measured: Measured) -> None:
     """The last step's values have the trace's norms, and its second moments are what all gradients add up to."""
+    from reference_run import relative
+
     trace, worst = lane_run.trace, 0.0
     norms = {"before": trace.steps[-2].param, "after": trace.steps[-1].param}
     for name in reference.first:
@@ -155,8 +117,8 @@ def test_last_step_belongs_to_the_run(lane_run: RunEvidence, reference: Referenc
             )
         due = reference.second_moments(name)
         found = float(reference.left("after", name, "second").sum())
-        worst = max(worst, abs(found - due) / due)
-        assert abs(found - due) <= reference.moment_limit * due, (
+        worst = max(worst, relative(found, due))
+        assert relative(found, due) <= reference.moment_limit, (
             f"the second moments of {name} add up to {found!r}; by the trace's gradients, to {due!r}"
         )
     if trace.end.best_step == trace.header.steps and lane_run.checkpoint_float64 is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 RANK = 8
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-6
+CLAMP = 30.0  # of the logits
 MOST_MEASURED = 16  # held-out chunks
 Chunks = Sequence[tuple[str, int]]  # of each chunk: the file's SHA-256, the first sample
 Tensors = Mapping[str, Tensor]
@@ -129,7 +130,7 @@ def losses(lm: Any, codes: Tensor, conditions: Any) -> tuple[Tensor, list[int]]:
     by_codebook, counts = [], []
     for k in range(codes.shape[1]):
         valid = output.mask[:, k]
-        logits, targets = output.logits[:, k][valid], codes[:, k][valid]
+        logits, targets = output.logits[:, k][valid].clamp(-CLAMP, CLAMP), codes[:, k][valid]
         chosen = logits.gather(1, targets[:, None])[:, 0]
         by_codebook.append((torch.logsumexp(logits, dim=1) - chosen).mean())
         counts.append(int(valid.sum()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.evidence import RunEvidence
+from harness.evidence.trace import Step
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class OneStep:
     @property
     def values(self) -> dict[str, Tensor]:
         return {name: of["value"] for name, of in self.after.items()}
+
+
+def check(holds: bool, what: str) -> None:
+    """An assert that `python -O` keeps, and that is one outside of the test's own file."""
+    if not holds:
+        raise AssertionError(what)
+
+
+def relative(found: float, due: float, size: float | None = None) -> float:
+    """How far ``found`` is from ``due``, as a part of ``size`` (else of ``due``); where that is 0, all or nothing."""
+    size = abs(due) if size is None else size
+    return abs(found - due) / size if size else math.inf if found != due else 0.0
 
 
 class Reference:
@@ -53,6 +67,8 @@ class Reference:
         ]  # Adam's first steps show rounding most
         self.drift_limit = {"universal": 1e-9, "float32": 0.05, "half": 1.0}[kind]  # of many steps, one after the other
         self.last_limit = {"universal": 1e-9, "float32": 1e-3, "half": 0.5}[kind]
+        # What rounding alone moves a value by: a tensor that the update leaves (learning rate 0) is no further off.
+        self._grain = 1e-14 if universal else 1e-6
 
     @cached_property
     def chunks(self) -> list[tuple[str, int]]:
@@ -127,6 +143,55 @@ class Reference:
         after = {name: dict(zip(("value", "first", "second"), of, strict=True)) for name, of in moved.items()}
         changes = {name: after[name]["value"] - values[name] for name in values}
         return OneStep(losses.numpy(), valid, gradients, after, changes)
+
+    def hold(self, found: Step, due: OneStep, *, loss: float, gradient: float, change: float) -> dict[str, float]:
+        """Holds a step of the trace against the reference's: losses and gradients by themselves, each parameter's norm
+        by the change that the update made. Gives how far they are apart at most."""
+        where, apart = f"at step {found.step}", {"loss": 0.0, "gradient": 0.0, "parameter": 0.0}
+
+        def one(kind: str, what: str, told: float, is_due: float, limit: float, size: float | None = None) -> None:
+            apart[kind] = max(apart[kind], off := relative(told, is_due, size))
+            of = "relatively" if size is None else "of the change"
+            check(
+                off <= limit,
+                f"{where} {what} is {told!r}, the reference's {is_due!r}: {off:.1e} {of}, {limit:.0e} allowed",
+            )
+
+        check(found.valid == due.valid, f"{where} {found.valid} positions count, and the reference has {due.valid}")
+        count = len(found.loss_by_codebook)
+        check(count == len(due.losses), f"{where} {count} codebooks have a loss, and the model has {len(due.losses)}")
+        for k, (told, is_due) in enumerate(zip(found.loss_by_codebook, due.losses.tolist(), strict=True)):
+            one("loss", f"the loss of codebook {k}", told, is_due, loss)
+        one("loss", "the loss", found.loss, float(due.losses.mean()), loss)
+        for name, value in due.gradients.items():
+            one(
+                "gradient",
+                f"the gradient norm of {name}",
+                found.grad.get(name, math.nan),
+                float(value.norm()),
+                gradient,
+            )
+        for name, value in due.values.items():
+            size = self._size(due.changes[name], value, change)
+            one(
+                "parameter",
+                f"the norm of {name} after the update",
+                found.param.get(name, math.nan),
+                float(value.norm()),
+                change,
+                size,
+            )
+        return apart
+
+    def hold_tensor(self, what: str, found: Tensor, due: Tensor, before: Tensor, limit: float) -> float:
+        """Holds a tensor against the reference's, by the change since ``before``. Gives how far they are apart."""
+        apart = relative(float((found - due).norm()), 0.0, self._size(due - before, due, limit))
+        check(apart <= limit, f"{what} is {apart:.1e} of the change away from the reference's, {limit:.0e} allowed")
+        return apart
+
+    def _size(self, change: Tensor, value: Tensor, limit: float) -> float:
+        """The size of a change; where there is next to none, what rounding alone may be."""
+        return max(float(change.norm()), self._grain * float(value.norm()) / limit)
 
     def left(self, when: str, name: str, kind: str) -> Tensor:
         """What the run left of its last step, ``before`` or ``after`` it: a ``value``, its ``first`` or ``second``
