@@ -161,12 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     size = options.output.stat().st_size
     print(f"{options.output}: {seconds:.1f} s, {size:,} bytes")
     if options.output.resolve() == DEFAULT_OUTPUT:
-        import digests
+        sys.path.insert(0, str(DATA_DIR.parent))  # this file is run as a script
+        from data.digests import file_sha256, record, write_text_atomically
 
-        digests.record(options.output)
-        sha256 = digests.file_sha256(options.output)
+        record(options.output)
+        sha256 = file_sha256(options.output)
         about = readme(sha256=sha256, size=size, seconds=seconds, espeak=espeak)
-        digests.write_text_atomically(options.output.parent / "README.md", about)
+        write_text_atomically(options.output.parent / "README.md", about)
     if seconds < MIN_SECONDS or size <= MIN_BYTES:
         print(f"too short: at least {MIN_SECONDS} s and more than {MIN_BYTES:,} bytes are needed", file=sys.stderr)
         return 1
