@@ -278,12 +278,14 @@ def _environment_moved(verdict: Verdict, why: str, external: bool) -> Verdict:
     other = "a library's build, or the baseline file"
     if external:
         other = "a variable, a file or data that the lane's table does not name, a library, or the baseline file"
-    named = "; ".join(verdict.moved[:3]) or f"nothing that the provenance names; {other}"
+    named = "; ".join(verdict.moved[:3])
+    differs = f"it differs in {named}" if named else f"nothing that the provenance names differs: look at {other}"
+    tried = "which of the differences did it was not tried" if named else "no difference is on record"
     return dataclasses.replace(
         verdict,
         kind="environment-moved",
-        headline=f"the environment changed the result, not the code: {named}",
-        cause=f"{why}; what changed: {named}",
+        headline=f"the environment changed the result, not the code; {differs}",
+        cause=f"{why}; {tried}",
         next_command=f"go back to the recorded environment, or accept this one: {RECORD}",
     )
 

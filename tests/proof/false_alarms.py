@@ -33,6 +33,8 @@ from harness.numerics.processor import forced, lacking
 
 RESULTS = MEASUREMENTS / "false_alarms.jsonl"
 CHECKOUT = ("harness", "tests/smoke", "baselines", "data", "conftest.py", "pyproject.toml")
+NOT_APPLICABLE = 6  # gates: what the voice lane's table does not give, and what takes a second training
+NOT_RECORDED = ("--deselect=tests/smoke/test_baseline.py",)
 LONG = "/".join(letter * 180 for letter in "abcd")
 # A caller's habits that must not reach the lane.
 CALLER = {
@@ -102,6 +104,8 @@ def cases() -> Iterator[Case]:
                prefix=("faketime", "-f", "@2027-10-31 02:59:57"))  # fmt: skip
     for date in ("1999-12-31 23:59:57", "2038-01-19 03:14:04"):
         yield Case(f"a wrong clock: {date}", {}, prefix=("faketime", "-f", f"@{date}"))
+    yield Case("weight decay 0 (not recorded)", {"LANE_WEIGHT_DECAY": "0"}, options=NOT_RECORDED)
+    yield Case("the recording by a link, and names with a colon and a tab", data="linked")
     for aten in ("default", "avx2", "avx512"):
         for threads in ("1", "2"):
             name = f"ATen {aten}, {threads} thread{'s' * (threads != '1')}"
@@ -148,7 +152,9 @@ class Bench:
                     (checkout / part).parent.mkdir(parents=True, exist_ok=True)
                     copy: Any = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
                     copy(ROOT / part, checkout / part)
-            if case.data != "shipped":
+            if case.data == "linked":
+                settings |= self._linked(folder)
+            elif case.data != "shipped":
                 options.append(f"--baselines={self._mixed()}")
                 settings |= self._data(case, folder)
             for path in (checkout, *checkout.rglob("*")) if case.read_only else ():
@@ -184,6 +190,15 @@ class Bench:
             path.unlink()
             path.write_bytes(data)
         return settings
+
+    def _linked(self, folder: Path) -> dict[str, str]:
+        """The shipped recording, under a name that is hard to print and to take apart, and AUDIO_PATH a link to it."""
+        source = folder / "a: b"
+        source.mkdir()
+        shutil.copyfile(recordings.SHIPPED, recording := source / "c: d\te.flac")
+        (source / "f: g\th.wma").write_bytes(b"no recording")
+        (link := folder / "link.flac").symlink_to(recording)
+        return {"AUDIO_PATH": str(link), "KNOWLEDGE_SOURCE_DIR": str(source)}
 
     def _session(
         self,
@@ -226,9 +241,11 @@ def _counts(result: Path, output: str) -> dict[str, Any]:
     except (OSError, xml.etree.ElementTree.ParseError, IndexError):
         return {"gates": 0, "passed": 0, "why": output[-1500:]}
     numbers = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+    away = sum(skip.get("message", "").startswith("not applicable") for skip in suite.iter("skipped"))
+    gates = numbers["tests"] - min(away, NOT_APPLICABLE)
     passed = numbers["tests"] - numbers["failures"] - numbers["errors"] - numbers["skipped"]
-    row: dict[str, Any] = {"gates": numbers["tests"], "passed": passed}
-    if passed != numbers["tests"]:
+    row: dict[str, Any] = {"gates": gates, "passed": passed}
+    if passed != gates:
         row["why"] = [failure.get("message", "")[:300] for failure in suite.iter("failure")] or output[-1500:]
     return row
 
