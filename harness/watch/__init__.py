@@ -1,0 +1,1 @@
+"""Watching any PyTorch program from outside: docs/watch.md."""

@@ -1,0 +1,164 @@
+"""What the recorder measures of tensors and inputs: bits, norms, digests."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BLOCK = 1 << 18  # values whose bits are added up at a time
+DIGESTED = 1 << 22  # values of one input that enter the batch's digest
+DEEP = 6  # levels of an input that are looked into
+MASK = (1 << 64) - 1
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def is_full(step: int) -> bool:
+    """Whether a step is one at which bits, sketches and the program's state are recorded: 1, 2, 3, 4, 6, 8, 12, …"""
+    power = 1 << (step.bit_length() - 1)
+    return step in (power, power + power // 2)
+
+
+def bits(tensor: torch.Tensor) -> int:
+    """The sum over all values of (bits as a signed integer) · (2 · index + 1), modulo 2⁶⁴.
+
+    Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory."""
+    flat = tensor.detach()
+    flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(-1)
+    flat = flat.view(torch.uint8) if flat.dtype == torch.bool else flat.view(INTEGERS[flat.element_size()])
+    weights, found = _weights(flat.device), 0
+    for start in range(0, flat.numel(), BLOCK):
+        part = flat[start : start + BLOCK].to(torch.int64)
+        found += int((part * weights[: part.numel()]).sum()) + 2 * start * int(part.sum() if start else 0)
+    return found & MASK
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(device: torch.device) -> torch.Tensor:
+    return 2 * torch.arange(BLOCK, dtype=torch.int64, device=device) + 1
+
+
+def norms(tensors: list[torch.Tensor]) -> list[float]:
+    """The L2 norm of each, computed in float32 or wider where it lies."""
+    if not tensors:
+        return []
+    found: list[torch.Tensor] = []
+    if len({(t.dtype, t.device) for t in tensors}) == 1 and tensors[0].dtype in (torch.float32, torch.float64):
+        found = list(torch._foreach_norm(tensors))
+    else:
+        wide = (torch.float64, torch.complex64, torch.complex128)
+        found = [torch.linalg.vector_norm(t, dtype=None if t.dtype in wide else torch.float32) for t in tensors]
+    if len({n.device for n in found}) == 1:  # one wait for the device, and not one for each
+        return [float(value) for value in torch.stack([n.double() for n in found]).tolist()]
+    return [float(n) for n in found]
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies here and is dense."""
+    local = getattr(tensor, "to_local", None)  # a DTensor
+    tensor = local() if callable(local) else tensor
+    tensor = tensor.detach()
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
+def text(value: float) -> str:
+    return float(value).hex()
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile traces this very call: then there is nothing to see, and nothing that may be done."""
+    return torch.compiler.is_compiling()
+
+
+def digest(value: Any) -> str:
+    """16 hex digits for an input: its tensors' dtypes, shapes and bits, and what else is plain in it, in order.
+
+    Of a tensor the first 4 million values count. What a model computed (it has a graph behind it) is no input."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in _parts(value, 0):
+        if isinstance(part, torch.Tensor):
+            tensor = plain(part)
+            found.update(f"{tensor.dtype} {list(tensor.shape)} {bits(tensor.reshape(-1)[:DIGESTED]):x}".encode())
+        else:
+            found.update(repr(part).encode("utf-8", "backslashreplace"))
+    return found.hexdigest()
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    if isinstance(value, torch.Tensor):
+        if value.grad_fn is None:
+            yield value
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield value
+    elif type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
+        yield torch.frombuffer(bytearray(value.tobytes() or b"\0"), dtype=torch.uint8)
+    elif depth < DEEP and isinstance(value, Mapping):
+        for key in value:
+            yield str(key)
+            yield from _parts(value[key], depth + 1)
+    elif depth < DEEP and isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item, depth + 1)
+
+
+def flat(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    """The tensors of a module's output."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth < DEEP and isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from flat(item, depth + 1)
+
+
+def is_random(module: Any) -> bool:
+    """Whether a module does something else in training than in evaluation: dropout, or statistics of the batch."""
+    random = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+    return any(isinstance(m, random) and (getattr(m, "p", 1) or 0) > 0 for m in module.modules())
+
+
+def settings(group: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers of a parameter group that are not the learning rate: weight decay, betas, momentum, …"""
+    return {
+        name: str(value)
+        for name, value in sorted(group.items())
+        if isinstance(value, bool | int | float | str | tuple | None)
+        and name not in ("lr", "initial_lr", "params", "param_names")
+    }
+
+
+def rank() -> tuple[int, int]:
+    """(Rank, number of ranks) of this process."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    try:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        return 0, 1
+
+
+@functools.lru_cache(maxsize=1)
+def sketch_function() -> Callable[..., Any] | None:
+    """numerics/sketch.py's function, from its file; None where there is no NumPy."""
+    try:
+        place = Path(__file__).resolve().parents[1] / "numerics" / "sketch.py"
+        spec = importlib.util.spec_from_file_location("_harness_watch_sketch", place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    except ImportError:
+        return None
+    found: Callable[..., Any] = module.sketch
+    return found
+
+
+def hexes(value: int) -> str:
+    return f"{value:016x}"

@@ -1,0 +1,379 @@
+"""Records what a PyTorch program computes in each step, from inside its process and without a line changed in it.
+
+Loaded by hook/sitecustomize.py into a program that need not know this project: nothing here imports anything of it, and
+besides the standard library only torch (and NumPy for sketches, where it is there). docs/watch.md says what is seen
+how, and what is not; the format of the file is in docs/evidence.md.
+
+It reads and never writes: no random number is drawn, no tensor of the program is touched, no graph is added to. What
+goes wrong here ends the recording, is said in its last line, and goes no further.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measure import bits, digest, flat, hexes, is_full, is_random, norms, plain, rank, settings, sketch_function, text
+
+SCHEMA = "watch_trace/1"
+SMALL = 250_000  # values of all tensors together up to which their bits are recorded at every step
+SKETCHED = 4_000_000  # values up to which there are sketches
+PROJECTIONS = 8
+NAMED = 20  # tensors that a list names
+
+
+class ByParameter:
+    """A text for each parameter that lives. (Tensors compare by value: they can be no dictionary's keys.)"""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Any, str]] = {}
+
+    def __contains__(self, parameter: Any) -> bool:
+        return id(parameter) in self._found and self._found[id(parameter)][0]() is parameter
+
+    def __getitem__(self, parameter: Any) -> str:
+        return self._found[id(parameter)][1]
+
+    def __setitem__(self, parameter: Any, text: str) -> None:
+        self._found[id(parameter)] = weakref.ref(parameter), text
+
+
+class Recorder:
+    """What is known of this process. One optimizer's `step()` is a step, whichever optimizer it is of."""
+
+    def __init__(self, options: Mapping[str, Any], attend: Callable[[Any], None]) -> None:
+        self._attend = attend  # called with each module that is found to own parameters and lies in no other
+        self.folder = Path(options["folder"])
+        self.run_id: str = options.get("run_id", "none")
+        self.every: int = options.get("every", 1)
+        self.limit: int = options.get("limit_bytes", 64 << 20)
+        self.modules: list[str] = options.get("modules", [])
+        self.pid = os.getpid()
+        self.is_in_place = False
+        self.broken = ""  # why nothing is recorded any more
+        self._reset()
+
+    def _reset(self) -> None:
+        self.file: Any = None
+        self.written = 0
+        self.steps = 0
+        self.inside: list[int] = []  # optimizers whose step() runs: one that calls another's is one step
+        self.unseen: dict[str, None] = {}
+        self.scaled_from = 0
+        self.seen_inputs = False
+        self.optimizers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.names = ByParameter()
+        self.roots: list[Any] = []  # weak references to modules, outermost first
+        self.told: str = ""  # of the tensors, when they were last written
+        self.met = ByParameter()  # parameters whose first values were written
+        self.kept: dict[int, list[Any]] = {}  # by optimizer, its gradients after its last step
+        self.cleared: set[int] = set()  # of those, the ones that were seen to be zero since
+        self._between()
+
+    def _between(self) -> None:
+        """Forget what belongs to one step."""
+        self.depth, self.backwards, self.train_mode = 0, 0, 0
+        self.inputs: list[str] = []
+        self.loaded: list[str] = []
+        self.losses: list[Any] = []
+        self.scale = 1.0  # of a gradient scaler
+        self.outputs: dict[str, tuple[float, int]] = {}
+        self.gradients: dict[str, Any] | None = None
+
+    # What torch calls
+
+    def adopt(self, optimizer: Any) -> None:
+        """A new optimizer: find the modules that own its parameters, for names and inputs."""
+        self._here()
+        self.optimizers[optimizer] = len(self.optimizers)
+        self._name()
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._here()
+        if id(optimizer) in self.inside:  # a step that ended in an exception
+            self.inside.clear()
+        self.inside.append(id(optimizer))
+        if len(self.inside) == 1:
+            self._open()
+            self._tell_tensors()
+            self.gradients = None
+            if not args and kwargs.get("closure") is None:  # else they are computed within
+                self.gradients = self._gradients(optimizer)
+
+    def after_step(self, optimizer: Any) -> None:
+        self._here()
+        if id(optimizer) in self.inside:
+            del self.inside[self.inside.index(id(optimizer)) :]
+        if self.inside:
+            return
+        gradients = self.gradients if self.gradients is not None else self._gradients(optimizer)
+        self.steps += 1
+        parameters = self._parameters(optimizer)
+        line = self._line(optimizer) | gradients
+        if self._is_due(self.steps):
+            values = [plain(p) for p in parameters.values()]
+            line["param"] = dict(zip(parameters, map(text, norms(values)), strict=True))
+            if self._is_full():
+                line["param_bits"] = {name: hexes(bits(v)) for name, v in zip(parameters, values, strict=True)}
+                line |= self._state(parameters)
+                if sketches := self._sketches(dict(zip(parameters, values, strict=True))):
+                    line["sketch"] = sketches
+        self.kept.pop(id(optimizer), None)
+        if is_full(self.steps) or is_full(self.steps + 1):  # looked at in the step after
+            self.kept[id(optimizer)] = [weakref.ref(p.grad) for p in parameters.values() if p.grad is not None]
+        self.cleared.clear()
+        self._write(line)
+        self._between()
+
+    def skipped(self, optimizer: Any) -> None:
+        """A gradient scaler left out a step."""
+        self._here()
+        self._open()
+        self._tell_tensors()
+        self.steps += 1
+        self._write({**self._line(optimizer), "skipped": True})
+        self._between()
+
+    def before_scaled_step(self, scaler: Any, *_: Any, **__: Any) -> None:
+        if scaler.is_enabled():
+            self.scale, self.scaled_from = scaler.get_scale(), self.steps
+
+    def after_scaled_step(self, _: Any, scaler: Any, optimizer: Any, *__: Any, **___: Any) -> None:
+        if scaler.is_enabled() and self.steps == self.scaled_from:
+            self.skipped(optimizer)
+
+    def before_backward(self, tensors: Any) -> None:
+        self._here()
+        self.depth = 0
+        self.backwards += 1
+        for loss in [tensors] if isinstance(tensors, torch.Tensor) else tensors or ():
+            if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+                self.losses.append(loss.detach().clone())
+        for gradients in self.kept.values():
+            held = [g for g in (one() for one in gradients) if g is not None]
+            zero = [norm == 0.0 for norm in norms([plain(g) for g in held])]
+            self.cleared.update(id(g) for g, is_zero in zip(held, zero, strict=True) if is_zero)
+
+    def before_forward(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._here()
+        self.depth += 1
+        if self.depth > 1:
+            return
+        if torch.is_grad_enabled():
+            self.inputs.append(digest((args, kwargs)))
+        elif module.training and is_random(module):
+            self.train_mode += 1
+
+    def after_forward(self) -> None:
+        self.depth = max(0, self.depth - 1)
+
+    def after_load(self, batch: Any) -> None:
+        self._here()
+        if torch.is_grad_enabled():
+            self.loaded.append(digest(batch))
+
+    def after_module(self, name: str, output: Any) -> None:
+        """The output of a module that was asked for: the first in a step counts."""
+        parts = flat(output)
+        found = next((part for part in parts if part.is_floating_point()), None)
+        if found is not None and name not in self.outputs and torch.is_grad_enabled():
+            self.outputs[name] = (norms([plain(found)])[0], bits(plain(found)))
+
+    # What is written
+
+    def _line(self, optimizer: Any) -> dict[str, Any]:
+        rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
+        line: dict[str, Any] = {
+            "kind": "step",
+            "step": self.steps,
+            "optimizer": self.optimizers.setdefault(optimizer, len(self.optimizers)),
+            "backwards": self.backwards,
+            "losses": [text(float(loss) / self.scale) for loss in self.losses],
+            "learning_rates": list(map(text, rates)),
+            "batch": digest([*self.loaded, *self.inputs]) if self.loaded or self.inputs else "none",
+        }
+        self.seen_inputs |= line["batch"] != "none"
+        if self.outputs:
+            line["forward"] = {name: [text(norm), hexes(found)] for name, (norm, found) in sorted(self.outputs.items())}
+        if self.train_mode:
+            line["evaluations_in_train_mode"] = self.train_mode
+        return line
+
+    def _gradients(self, optimizer: Any) -> dict[str, Any]:
+        """The gradients as the optimizer meets them: after clipping and unscaling."""
+        step = self.steps + 1
+        if not self._is_due(step):
+            return {}
+        parameters = self._parameters(optimizer)
+        there = {name: plain(p.grad) for name, p in parameters.items() if p.grad is not None}
+        found: dict[str, Any] = {"grad": dict(zip(there, map(text, norms(list(there.values()))), strict=True))}
+        if missing := [name for name, p in parameters.items() if p.grad is None]:
+            found["no_gradient"] = missing[:NAMED]
+        before = {id(g) for g in (one() for one in self.kept.get(id(optimizer), [])) if g is not None} - self.cleared
+        if survived := [name for name, p in parameters.items() if p.grad is not None and id(p.grad) in before]:
+            found["kept_gradient"] = survived[:NAMED]
+        if self._is_full(step):
+            found["grad_bits"] = {name: hexes(bits(gradient)) for name, gradient in there.items()}
+        return found
+
+    def _state(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Which modules that learn are in evaluation mode."""
+        owned = {id(p) for p in parameters.values()}
+        found = [
+            name
+            for root in self._alive()
+            for name, module in root.named_modules()
+            if not module.training and any(id(p) in owned for p in module.parameters(recurse=False))
+        ]
+        return {"in_evaluation_mode": found[:NAMED]} if found else {}
+
+    def _sketches(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+        if sum(v.numel() for v in values.values()) > SKETCHED:
+            return {}
+        sketch = sketch_function()
+        return {name: [text(x) for x in sketch(v.double().cpu().numpy(), projections=PROJECTIONS)]
+                for name, v in values.items() if not v.is_complex()} if sketch else {}  # fmt: skip
+
+    def _tell_tensors(self) -> None:
+        """The tensors and optimizers, where they are others than were written last: before the first step, or new.
+        Of a tensor that is new also what it is before that step."""
+        where: dict[int, int] = {
+            id(p): number for o, number in self.optimizers.items() for group in o.param_groups for p in group["params"]
+        }
+        self._name()
+        everything = {id(p): p for root in self._alive() for p in root.parameters()}
+        everything |= {id(p): p for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        tensors = {
+            self.names[p]: {"kind": f"{str(p.dtype).removeprefix('torch.')} {'x'.join(map(str, p.shape))}",
+                              "trainable": p.requires_grad, "optimizer": where.get(key)}
+            for key, p in everything.items() if p in self.names
+        }  # fmt: skip
+        optimizers = [
+            {"class": type(o).__name__, "settings": [settings(group) for group in o.param_groups]}
+            for o in sorted(self.optimizers, key=lambda o: self.optimizers[o])
+        ]
+        line = {"kind": "tensors", "tensors": tensors, "optimizers": optimizers}
+        if (told := json.dumps(line)) != self.told:
+            self.told = told
+            new = {self.names[p]: plain(p) for p in everything.values() if p in self.names and p not in self.met}
+            for p in everything.values():
+                self.met[p] = ""
+            values = zip(new, norms(list(new.values())), map(bits, new.values()), strict=True)
+            start = {name: [text(norm), hexes(found)] for name, norm, found in values}
+            self._write({**line, "before_step": self.steps + 1, "start": start})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self.file is None:
+            return
+        if self.written > self.limit:
+            self.unseen[f"the steps from {self.steps} on: the trace has reached its limit of {self.limit:,} bytes"] = (
+                None
+            )
+            self.close()
+            self.broken = "full"
+            return
+        written = json.dumps(line) + "\n"
+        self.written += len(written)
+        self.file.write(written)
+        self.file.flush()
+
+    def _open(self) -> None:
+        if self.file is not None or self.broken:
+            return
+        own, ranks = rank()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            name = f"{own}.jsonl" if number == 1 else f"{own}-{number}.jsonl"
+            try:
+                self.file = (self.folder / name).open("x", encoding="utf-8")
+                break
+            except FileExistsError:
+                continue
+        self._write(
+            {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "lane": "experimental", "promotable": False,
+             "torch": torch.__version__, "rank": own, "ranks": ranks, "every": self.every,
+             "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "none"}
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """The last line: how many steps there were, and what was not seen."""
+        if self.file is None or os.getpid() != self.pid:
+            return
+        if self.steps and not self.seen_inputs:
+            self.unseen["the batches: neither a DataLoader nor the call of a module was seen"] = None
+        file, self.file = self.file, None
+        file.write(json.dumps({"kind": "end", "steps": self.steps, "unseen": list(self.unseen)}) + "\n")
+        file.close()
+
+    def fail(self, error: Exception) -> None:
+        """End the recording for a fault of its own."""
+        self.broken = f"{type(error).__name__}: {error}"[:200]
+        self.unseen[f"what came after step {self.steps}: the recorder failed ({self.broken})"] = None
+        try:
+            self.close()
+        except Exception:
+            self.file = None
+
+    # What there is to see
+
+    def _here(self) -> None:
+        """In a process that was forked from the recorded one a recording of its own begins, if it trains."""
+        if os.getpid() != self.pid:
+            self.pid = os.getpid()
+            names, roots = self.names, self.roots
+            self._reset()
+            self.names, self.roots = names, roots  # what the parent had is here too
+
+    def _is_due(self, step: int) -> bool:
+        return step <= 2 or step % self.every == 0
+
+    def _is_full(self, step: int | None = None) -> bool:
+        step = self.steps if step is None else step
+        return is_full(step) or self._size() <= SMALL
+
+    def _size(self) -> int:
+        return sum(p.numel() for o in self.optimizers for group in o.param_groups for p in group["params"])
+
+    def _parameters(self, optimizer: Any) -> dict[str, Any]:
+        self._name()
+        return {self.names[p]: p for group in optimizer.param_groups for p in group["params"]}
+
+    def _alive(self) -> list[Any]:
+        return [module for module in (root() for root in self.roots) if module is not None]
+
+    def _name(self) -> None:
+        """Names for the parameters of all optimizers, from the modules that own them; where none does, by number."""
+        wanted = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        if all(p in self.names for p in wanted):
+            return
+        ids = {id(p) for p in wanted}
+        owners = [
+            o for o in gc.get_objects()
+            if issubclass(type(o), torch.nn.Module) and any(id(p) in ids for p in o.parameters())
+        ]  # fmt: skip
+        inner = {id(child) for owner in owners for child in owner.modules() if child is not owner}
+        place = {id(p): number for number, p in enumerate(wanted)}
+        roots = [owner for owner in owners if id(owner) not in inner]
+        roots.sort(key=lambda root: min(place[id(p)] for p in root.parameters() if id(p) in place))
+        self.names = ByParameter()
+        for number, root in enumerate(roots):
+            begin = f"{number}.{type(root).__name__}." if len(roots) > 1 else ""
+            for name, p in root.named_parameters():
+                self.names[p] = begin + name.replace("_orig_mod.", "")
+        for number, p in enumerate(wanted):
+            if p not in self.names:
+                self.names[p] = f"parameter {number}"
+        known = {id(root) for root in self._alive()}
+        self.roots = [weakref.ref(root) for root in roots]
+        for root in roots:
+            if id(root) not in known:
+                self._attend(root)
