@@ -45,6 +45,8 @@ def likely_cause(
     if phase == "start":
         if item.what.startswith("norm of the initial"):
             return f"the adapters start elsewhere: their initialisation, or what it draws from{seed}.{only}"
+        if item.what.startswith("setting of"):
+            return f"the optimizer is given another setting: {item.what.removeprefix('setting of ')}"
         if item.what == "digest of the frozen model":
             return "the frozen model is another: its weights, or how they are loaded and cast"
         if item.what == "loss without adapters":
@@ -84,6 +86,8 @@ def likely_cause(
         return (
             f"{since}the losses agree and the gradients do not: {hidden}backward pass, a mask, what is detached.{only}"
         )
+    if phase == "optimizer" and item.what.startswith("learning rate"):
+        return f"{since}the learning rate is another: its peak, its schedule, or when the schedule moves.{only}"
     if phase == "optimizer":
         return (
             f"{since}the gradients agree and the parameters do not: the update (learning rate, betas, epsilon, weight "

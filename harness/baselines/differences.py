@@ -117,7 +117,12 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
     yield text("tokens", 0, "tokens", "tokens digest", obtained.tokens_digest, expected.tokens_digest)
     yield text("loss", 0, "start", "digest of the frozen model", obtained.base_digest, expected.base_digest)
     yield from norm_items(0, "start", "initial value", obtained.start_param, expected.start_param)
-    pairs = list(zip(obtained.steps, expected.steps, strict=False))
+    optimizers = [{n: v for n, v in r.settings.items() if n.startswith("optimizer ")} for r in (obtained, expected)]
+    if all(optimizers):
+        for name in sorted({*optimizers[0], *optimizers[1]}):
+            yield text("loss", 0, "start", f"setting of {name}", optimizers[0].get(name), optimizers[1].get(name))
+    computed = {step.step: step for step in obtained.steps}  # a recording may leave out some of many steps
+    pairs = [(computed[step.step], step) for step in expected.steps if step.step in computed]
     # The losses before the first step are those of its batch: where that is another, so are they.
     for a, b in pairs[:1]:
         yield text("loss", b.step, "data", f"order of chunks, step {b.step}", a.chunks, b.chunks)
@@ -133,6 +138,8 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         if index_of_pair:
             yield text("loss", b.step, "data", f"order of chunks{where}", a.chunks, b.chunks)
             yield text("loss", b.step, "tokens", f"digest of the batch{where}", a.batch, b.batch)
+        for name in sorted(set(a.forward) & set(b.forward)):
+            yield loss(b.step, "forward", f"norm of the output of {name}{where}", a.forward[name], b.forward[name])
         yield loss(b.step, "forward", f"loss{where}", a.loss, b.loss)
         for index, (x, y) in enumerate(itertools.zip_longest(a.by_codebook, b.by_codebook)):
             yield loss(b.step, "forward", f"loss of codebook {index}{where}", x, y)
@@ -140,6 +147,10 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         yield text("loss", b.step, "forward", f"sanitized logits{where}", str(a.sanitized), str(b.sanitized))
         yield from norm_items(b.step, "backward", "gradient", a.grad, b.grad)
         yield from norm_items(b.step, "backward", "gradient", {"all": a.grad_total}, {"all": b.grad_total})
+        if a.grad_bits and b.grad_bits:
+            yield text("loss", b.step, "backward", f"bits of all gradients{where}", a.grad_bits, b.grad_bits)
+        for index, (x, y) in enumerate(itertools.zip_longest(a.rates, b.rates)):
+            yield loss(b.step, "optimizer", f"learning rate of group {index}{where}", x, y)
         for name in sorted(set(a.sketch) & set(b.sketch)):
             distance = _sketches_apart(a.sketch[name], b.sketch[name], scales.get(name, 0.0))
             what = f"{name} after step {b.step}"
@@ -147,8 +158,11 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
             yield Item("checkpoint", b.step, "optimizer", what, None, None, distance, allowed, name)
         yield from norm_items(b.step, "optimizer", "value", a.param, b.param)
         yield from norm_items(b.step, "optimizer", "value", {"all": a.param_total}, {"all": b.param_total})
-    count = min(len(obtained.steps), len(expected.steps)) + 1
-    yield text("loss", count, "forward", "steps in the trace", str(len(obtained.steps)), str(len(expected.steps)))
+        if a.param_bits and b.param_bits:
+            yield text("loss", b.step, "optimizer", f"bits of all parameters{where}", a.param_bits, b.param_bits)
+    ends = [steps[-1].step if steps else 0 for steps in (obtained.steps, expected.steps)]
+    count = min(ends) + 1
+    yield text("loss", count, "forward", "steps in the trace", *map(str, ends))
     for name in sorted(set(obtained.end_losses) | set(expected.end_losses)):
         yield loss(count, "evaluation", name, obtained.end_losses.get(name), expected.end_losses.get(name))
 

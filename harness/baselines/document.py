@@ -22,6 +22,7 @@ from msgspec import Meta, Struct, structs
 from harness.base.git import GitFailed, git
 from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance, Tolerance
 from harness.baselines.guard import decode_positions, encode_positions
+from harness.baselines.kept import curve, is_watched, kept_steps
 from harness.baselines.result import EXTERNAL, UNIVERSAL, Key, Result, StepResult, TensorResult, shown
 from harness.evidence import EvidenceError, parse_json
 from harness.evidence.strict import HexFloat, Sha256, as_struct
@@ -68,7 +69,10 @@ def dump(baseline: Baseline) -> str:
             "dataset_digest": result.dataset_digest,
             "base_digest": result.base_digest,
             "start": _hexes(result.start_losses),
-            "curve": {"columns": CURVE_COLUMNS, "rows": [_curve_row(step) for step in result.steps]},
+            "curve": {
+                "columns": WATCHED_COLUMNS if is_watched(result.steps) else CURVE_COLUMNS,
+                "rows": [_curve_row(step) for step in curve(result.steps)],
+            },
             "end": _hexes(result.end_losses),
         },
         "shape": {
@@ -78,7 +82,7 @@ def dump(baseline: Baseline) -> str:
                     name: f"{_hex(step.grad[name])} {_hex(step.param[name])} {_words(step.sketch.get(name), '>f4')}"
                     for name in step.grad
                 }
-                for step in _kept_steps(result.steps)
+                for step in kept_steps(result.steps)
             },
             "end": {
                 name: f"{tensor.kind} {_hex(tensor.norm)} {_words(tensor.sketch, '>f8')}"
@@ -178,22 +182,19 @@ def _mend_line_endings(path: Path) -> str:
 
 
 CURVE_COLUMNS = "step chunks batch loss loss_by_codebook valid sanitized grad param"
+WATCHED_COLUMNS = f"{CURVE_COLUMNS} rates grad_bits param_bits"
 
 
 def _curve_row(step: StepResult) -> str:
     by_codebook = "/".join(map(_hex, step.by_codebook))
     valid = "/".join(map(str, step.valid))
-    return (
+    row = (
         f"{step.step} {step.chunks} {step.batch} {_hex(step.loss)} {by_codebook} {valid} {step.sanitized} "
         f"{_hex(step.grad_total)} {_hex(step.param_total)}"
     )
-
-
-def _kept_steps(steps: Sequence[StepResult]) -> list[StepResult]:
-    """The steps whose single tensors are kept: the first one, and (it may be the same) the middle one with sketches."""
-    known = [step for step in steps if step.grad]
-    sketched = [step for step in known if step.sketch]
-    return [*known[:1], *sketched[len(sketched) // 2 :][:1]]
+    if step.rates:
+        row += f" {'/'.join(map(_hex, step.rates))} {step.grad_bits or '-'} {step.param_bits or '-'}"
+    return row
 
 
 # Of a lane with a table it may be empty: the lane need not give what it is of.
@@ -231,7 +232,10 @@ class _Guard(Struct, forbid_unknown_fields=True):
 
 
 class _Curve(Struct, forbid_unknown_fields=True):
-    columns: Literal["step chunks batch loss loss_by_codebook valid sanitized grad param"]
+    columns: Literal[
+        "step chunks batch loss loss_by_codebook valid sanitized grad param",
+        "step chunks batch loss loss_by_codebook valid sanitized grad param rates grad_bits param_bits",
+    ]
     rows: list[str]
 
 
@@ -274,7 +278,8 @@ def _read(file: _File, path: Path) -> Baseline:
     tensors = {name: _tensor(text) for name, text in shape.end.items()}
     sizes = {name: math.prod(map(int, filter(None, t.kind.split(" ")[1].split("x")))) for name, t in tensors.items()}
     kept = {int(step): rows for step, rows in shape.steps.items()}
-    steps = tuple(_step(row, kept) for row in exact.curve.rows)
+    columns = exact.curve.columns.split(" ")
+    steps = tuple(_step(row, columns, kept) for row in exact.curve.rows)
     if key.mode != EXTERNAL and "" in (exact.dataset_digest, exact.tokens_digest):
         raise ValueError("exact: a digest is empty, expected 64 lower-case hex digits")
     if not (steps or key.mode == EXTERNAL) or not tensors:
@@ -317,11 +322,12 @@ def _read(file: _File, path: Path) -> Baseline:
     )
 
 
-def _step(row: str, kept: Mapping[int, Mapping[str, str]]) -> StepResult:
+def _step(row: str, columns: Sequence[str], kept: Mapping[int, Mapping[str, str]]) -> StepResult:
     cells = row.split(" ")
-    if len(cells) != len(CURVE_COLUMNS.split(" ")):
-        raise ValueError(f"a row of the curve has {len(cells)} columns")
-    step, chunks, batch, loss, by_codebook, valid, sanitized, grad, param = cells
+    if len(cells) != len(columns):
+        raise ValueError(f"a row of the curve has {len(cells)} columns, and not {len(columns)}")
+    step, chunks, batch, loss, by_codebook, valid, sanitized, grad, param, *more = cells
+    rates, *bits = more or ["", "-", "-"]
     tensors = {name: text.split(" ") for name, text in kept.get(int(step), {}).items()}
     return StepResult(
         step=int(step),
@@ -336,6 +342,9 @@ def _step(row: str, kept: Mapping[int, Mapping[str, str]]) -> StepResult:
         grad={name: _float(norms[0]) for name, norms in tensors.items()},
         param={name: _float(norms[1]) for name, norms in tensors.items()},
         sketch={name: _from_words(norms[2], ">f4") for name, norms in tensors.items() if norms[2] != "-"},
+        rates=tuple(map(_float, filter(None, rates.split("/")))),
+        grad_bits=bits[0].removeprefix("-"),
+        param_bits=bits[1].removeprefix("-"),
     )
 
 

@@ -65,6 +65,11 @@ class StepResult:
     grad: Mapping[str, float] = field(default_factory=dict)
     param: Mapping[str, float] = field(default_factory=dict)
     sketch: Mapping[str, Sketch] = field(default_factory=dict)
+    # Of a watched program: the learning rates of its parameter groups, and digests of all bits where they are known.
+    rates: tuple[float, ...] = ()
+    grad_bits: str = ""
+    param_bits: str = ""
+    forward: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def _result(evidence: RunEvidence, trace: Trace) -> Result:
         model=_model_name(evidence),
         numeric_class=key.numeric_class or trace.header.numeric_class or "none",
         environment=_flat(evidence, "environment"),
-        settings=_flat(evidence, "settings"),
+        settings=_flat(evidence, "settings") | trace.optimizers,
         dataset_digest=dataset,
         tokens_digest=tokens,
         base_digest="" if start is None else start.base_digest,
@@ -210,7 +215,7 @@ def _result(evidence: RunEvidence, trace: Trace) -> Result:
             "loss": start.loss,
             **({"held-out loss before the training": start.held_out.loss} if start.held_out else {}),
         },
-        start_param={} if start is None else start.param,
+        start_param=trace.initial if start is None else start.param,
         steps=tuple(map(_step, trace.steps)),
         end_losses=_end_losses(trace),
         tensor_digest=tensor_digest(values) if values else "",
@@ -262,7 +267,17 @@ def _step(line: Step) -> StepResult:
         grad=line.grad,
         param=line.param,
         sketch={name: np.array(row) for name, row in line.sketch.items()},
+        rates=tuple(line.learning_rates),
+        grad_bits=_together(line.grad_bits),
+        param_bits=_together(line.param_bits),
+        forward={name: norm for name, (norm, _) in line.forward.items()},
     )
+
+
+def _together(bits: Mapping[str, str]) -> str:
+    """16 hex digits for the bits of all tensors; "" where they are not known."""
+    text = "".join(f"{name} {found}\n" for name, found in sorted(bits.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if bits else ""
 
 
 def _end_losses(trace: Trace) -> dict[str, float]:

@@ -14,6 +14,7 @@ from harness.evidence.record import RUN_FILE, Output, RunRecord, read_record
 from harness.evidence.report import CONTRACT_KEYS, REPORT_KEYS, REPORT_LIMIT, REPORT_TITLE, parse_report
 from harness.evidence.strict import JSON_LIMIT, as_struct, is_there, parse_json, read_bytes, read_struct
 from harness.evidence.trace import Step, Trace, read_trace
+from harness.evidence.watched import Watched, read_watched
 from harness.numerics.digest import array_digest
 
 HOW_IT_ENDED = ("first_failed_step", "root_cause", "next_unblock_action")
@@ -243,11 +244,22 @@ class RunFiles:
         """What is compared of a run: its trace as far as it goes, or, of a lane that gives none, its last loss."""
         if self.gives("trace"):
             return self.partial_trace
+        if self.gives("watch"):
+            return self.watched[0].outline()
         outline = Trace(self.run_dir / RUN_FILE)
         loss = self.status.get("loss")
         if isinstance(loss, int | float) and not isinstance(loss, bool):
             outline.steps.append(Step.of_loss(float(loss)))
         return outline
+
+    @_once
+    def watched(self) -> list[Watched]:
+        """The traces of a watched program's processes, by rank: at least one. Raises NotApplicable where the lane's
+        table does not say `trace = "watch"`."""
+        path = self.path_of("watch")
+        if not (found := read_watched(path, self.record.run_id)):
+            raise mismatch(path, "no trace of a process of this run", "one of each process that trained")
+        return found
 
     @_once
     def environment(self) -> Mapping[str, Any]:

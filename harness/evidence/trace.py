@@ -82,7 +82,8 @@ class Start(Struct):
 
 class Step(Struct):
     """One optimizer step. `valid`: positions that count, by codebook; `learning_rate`: of this update; `sketch` and
-    `held_out`: at a few steps, after the update."""
+    `held_out`: at a few steps, after the update. What follows after that only the trace of a watched program has
+    (watched.py); its losses by codebook are those of several backward passes."""
 
     step: Count
     chunks: list[int]
@@ -97,6 +98,11 @@ class Step(Struct):
     loss_smoothed: HexFloat | None = None
     learning_rate: HexFloat | None = None
     held_out: HeldOut | None = None
+    learning_rates: list[HexFloat] = []
+    grad_bits: dict[str, Hex16] = {}
+    param_bits: dict[str, Hex16] = {}
+    forward: dict[str, tuple[HexFloat, Hex16]] = {}
+    skipped: bool = False
 
     @classmethod
     def of_loss(cls, loss: float) -> Step:
@@ -137,6 +143,9 @@ class Trace:
         self.path = path
         self.steps: list[Step] = []
         self.is_cut = False  # within its last line
+        # Of a watched program: the norms of the tensors before the first step, and the settings of its optimizers.
+        self.initial: dict[str, HexFloat] = {}
+        self.optimizers: dict[str, str] = {}
 
     def has(self, part: str) -> bool:
         """Whether the trace has reached a part: header, tokens, start or end."""

@@ -86,7 +86,19 @@ def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
     if plain and isinstance(files, dict) and path.name in files:
         return bool(file_sha256(path) == files[path.name])
     try:
-        known = (SCHEMA, EARLIER[1], "gates/1", "history/1", "page", "listen/1", "clip", "lock", MARK_SCHEMA, EMPTY)
+        known = (
+            SCHEMA,
+            EARLIER[1],
+            "gates/1",
+            "history/1",
+            "watch_trace/1",
+            "page",
+            "listen/1",
+            "clip",
+            "lock",
+            MARK_SCHEMA,
+            EMPTY,
+        )
         return kind_at(path) in known
     except NotOurs:
         return False

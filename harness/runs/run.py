@@ -28,6 +28,7 @@ from harness.base.project import first_on_path
 from harness.evidence.data import data_digest
 from harness.evidence.errors import mismatch
 from harness.evidence.record import RUN_FILE, SCHEMA
+from harness.evidence.watched import FOLDER
 from harness.numerics.digest import file_sha256
 from harness.runs.copies import copied
 from harness.runs.directory import COPIES, WORK, left_in, make_empty, usable
@@ -35,6 +36,7 @@ from harness.runs.footprint import stamp
 from harness.runs.process import Ended, Process
 from harness.runs.table import Lane
 from harness.runs.unended import NOT_ITS_TO_USE, Word, now, own_status
+from harness.runs.watching import traces, watching
 
 EARLY_S = 10.0  # a lane in its own place ends itself at its time limit; where it does not, it is ended so much later
 REPORT_LINES = 1000  # of a report in the output that are kept
@@ -105,6 +107,8 @@ class LaneRun:
         fds: tuple[int, ...] = ()
         if hold is not None and lane.table.in_place:
             fds, self._environ[INHERITED] = (hold.descriptor,), str(hold.descriptor)
+        if lane.is_watched:
+            self._environ |= watching(self.run_dir, self.run_id, lane.table.watch, self._environ.get("PYTHONPATH", ""))
         command = [self._fill(word) for word in lane.table.command]
         if lane.table.command[0] == "{python}":
             command[:1] = python
@@ -229,12 +233,17 @@ class LaneRun:
             found = "a report" if there else f"no line {lane.report.begin!r} in the output"
             copy = COPIES["report"] if there else None
             outputs["report"] = {"path": "the lane's output", "copy": copy, "written": there, "found": found}
+        if lane.is_watched:
+            outputs[FOLDER] = traces(self.run_dir)
         how = f"exited with {ended.exit_code}"
         if ended.timed_out:
             how = f"did not end within its time limit of {self._limit_s:g} s, and was stopped"
         known: dict[str, Any] = {"data": NO_DATA, "left": {}, "work": {}}
         if not lane.table.in_place:
-            copies = {output["copy"] for output in outputs.values()} | {"lane.log", self._initial}
+            copies = {output["copy"] for what, output in outputs.items() if what != FOLDER} | {
+                "lane.log",
+                self._initial,
+            }
             known["left"] = {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))}
             known["work"] = left_in(self.run_dir / WORK)
         if "manifest" not in lane.formats:

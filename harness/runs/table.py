@@ -33,6 +33,7 @@ from harness.evidence.strict import Line, Number, as_struct
 PAGE = "docs/gate-your-own-lane.md"
 TAKEN = ("reference",)  # folders under baselines/ with a meaning of their own
 OUTPUTS = ("status", "manifest", "report", "tokens", "trace", "environment", "checkpoint")
+WATCH = "watch"  # in the place of a path of `trace`
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-((?:[^{}$]|\{[a-z_]+\})*))?\}")
 
 Seconds = Annotated[int, Meta(gt=0, lt=10_000_000)] | Annotated[float, Meta(gt=0, lt=1e7)]
@@ -67,6 +68,16 @@ class AudioTable(Struct, forbid_unknown_fields=True):
     folder_env: Line | None = None
 
 
+class WatchTable(Struct, forbid_unknown_fields=True):
+    """`watch`, of a lane with `trace = "watch"`: norms at every so many steps, patterns for the modules whose output is
+    looked at, the size of a trace in MB, and what the program does on purpose (gates/invariants.py)."""
+
+    every: Annotated[int, Meta(ge=1)] = 1
+    modules: list[Line] = field(default_factory=list)
+    limit_mb: Annotated[int, Meta(ge=1, le=1024)] = 64
+    on_purpose: list[Line] = field(default_factory=list)
+
+
 class Table(Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of a lane's table."""
 
@@ -87,6 +98,7 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
     report: Line | ReportTable | None = None
     tokens: Line | None = None
     trace: Line | None = None
+    watch: WatchTable = field(default_factory=WatchTable)
     environment: Line | None = None
     checkpoint: Line | None = None
     initial_checkpoint: Line | None = None
@@ -113,7 +125,7 @@ class Lane:
         """What the lane leaves, and where, as in the table; `its output` for a report in that."""
         found = {}
         for what in OUTPUTS:
-            value = getattr(self.table, what)
+            value = getattr(self.table, what) if (what, self.is_watched) != ("trace", True) else None
             if isinstance(value, StatusTable):
                 found[what] = value.path
             elif isinstance(value, ReportTable):
@@ -121,6 +133,11 @@ class Lane:
             elif value is not None:
                 found[what] = value
         return found
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the harness records the trace from outside."""
+        return self.table.trace == WATCH
 
     @property
     def formats(self) -> dict[str, str]:
@@ -256,7 +273,7 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) or name in TAKEN:
         raise error("", "this name", f"small letters, digits, _ and -, and none of {', '.join(TAKEN)}")
-    inner = {"status": StatusTable, "report": ReportTable, "audio": AudioTable}
+    inner = {"status": StatusTable, "report": ReportTable, "audio": AudioTable, "watch": WatchTable}
     for key, one, kind in (("", value, Table), *((f"{key}.", _get(value, key), kind) for key, kind in inner.items())):
         for unknown in one.keys() - {*kind.__struct_fields__} if isinstance(one, dict) else ():
             near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
@@ -275,7 +292,9 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
     if audio and audio.env is None and "{audio}" not in " ".join([*table.command, *table.env.values()]):
         expected = 'audio = {path = …, env = "NAME"}, or {audio} in command'
         raise error("audio", "no way to tell the lane another path", expected)
-    if not lane.outputs:
+    if "watch" in value and not lane.is_watched:
+        raise error("watch", "a lane that is not watched", 'trace = "watch" beside it')
+    if not lane.outputs and not lane.is_watched:
         raise error("", "nothing that the lane leaves", f"at least one of {', '.join(OUTPUTS)}")
     if missing := [what for what in table.promises if what not in lane.outputs]:
         raise error("promises", f"{missing[0]}, which the table does not name", f'{missing[0]} = "PATH"')
