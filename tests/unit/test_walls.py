@@ -23,6 +23,7 @@ PARTS = {
     ),
     "runs": ("base baselines evidence numerics", "msgspec numpy soundfile"),
     "session": ("base baselines bootstrap.report evidence present runs", "pytest"),
+    "watch": ("", "torch"),  # in the process of another program, which need not know this one
     "evidence": ("base numerics", "msgspec numpy torch"),
     "baselines": ("base.git base.project base.workers evidence numerics", "msgspec numpy pytest syrupy"),
     "gates": ("baselines evidence numerics", "numpy pytest"),
@@ -38,6 +39,7 @@ HOLES = {
     "bootstrap/doctor.py": "harness.lane.settings",
     "lane/__init__.py": "harness.bootstrap.too_old",  # for a Python that cannot run the lane
     "lane/audiocraft_import.py": "?",  # the packages of its table
+    "watch/hook/sitecustomize.py": "?",  # the folder above it, under a name of its own
     "present/audio.py": "harness.lane.settings harness.lane.voice",
     "present/listen.py": "harness.lane.voice",
     "promotion/contents.py": "harness.lane.audio harness.lane.containers harness.lane.errors",
