@@ -248,6 +248,8 @@ def _described(result: Result) -> str:
 
 
 def _count(found: Explanation) -> str:
+    if not found.tensor_count:
+        return "their checkpoints are not known"
     values = sum(difference.differing for difference in found.tensors)
     return (
         f"{len(found.tensors)} of {found.tensor_count} tensors, {values} values"

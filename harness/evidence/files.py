@@ -131,7 +131,8 @@ class RunFiles:
         output = self.output(what)
         if output.copy is not None:
             return self.run_dir / output.copy
-        raise mismatch(output.path, output.found, f"the {what} of lane {self.name}")
+        expected = "the trace of a process that trained with torch.optim" if what == "watch" else f"the {what}"
+        raise mismatch(output.path, output.found, f"{expected} of lane {self.name}")
 
     # The files
 

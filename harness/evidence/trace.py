@@ -83,7 +83,7 @@ class Start(Struct):
 class Step(Struct):
     """One optimizer step. `valid`: positions that count, by codebook; `learning_rate`: of this update; `sketch` and
     `held_out`: at a few steps, after the update. What follows after that only the trace of a watched program has
-    (watched.py); its losses by codebook are those of several backward passes."""
+    (watched.py)."""
 
     step: Count
     chunks: list[int]

@@ -127,7 +127,7 @@ def _step(step: WatchedStep) -> Step:
         [step.optimizer],
         step.batch,
         HexFloat(math.fsum(step.losses)),  # of no backward pass that was seen, 0
-        step.losses if len(step.losses) > 1 else [],
+        [],
         [],
         0,
         step.grad,

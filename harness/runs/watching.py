@@ -42,5 +42,5 @@ def traces(run_dir: Path) -> dict[str, Any]:
     """What is written down of the traces as an output of the run."""
     folder = run_dir / FOLDER
     count = len(list(folder.glob("*.jsonl")))
-    found = f"{count} file{'s' * (count != 1)}" if count else "no trace of a process (did it train with torch.optim?)"
+    found = f"{count} file{'s' * (count != 1)}" if count else "no trace of a process"
     return {"path": str(folder), "copy": FOLDER if count else None, "written": count > 0, "found": found}
