@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 INSTALL = f"{shlex.quote(sys.executable)} -m pip install av"  # the extra `av` of this package
 BLOCK_PACKETS = 64
+DECODER_BYTES = 1 << 26  # more than a decoder of a recording needs
 
 
 def is_installed() -> bool:
@@ -33,18 +34,21 @@ class AVFile:
 
     ``packets``: how many the container promises (0: as many as its own table says). ``frames``: samples a channel, to
     within ``slack``, since encoders add some at both ends. Raises ValueError, saying what was found, for a file
-    that is cut off, damaged, or has not exactly one audio stream; OSError.
+    that is cut off, damaged, or has not exactly one audio stream; MemoryError where the machine has none left.
     """
 
     def __init__(self, path: Path, packets: int = 0) -> None:
         import av
 
-        self._container: Any = av.open(str(path.resolve()), metadata_errors="replace")
+        form = "aac" if packets else "mov"  # else FFmpeg guesses, from all it knows
+        self._container: Any = _asked(av.open, str(path.resolve()), format=form, metadata_errors="replace")
         try:
             streams = self._container.streams.audio
             if len(streams) != 1:
                 raise ValueError(f"it has {len(streams)} audio streams, and one is expected")
             self._stream = streams[0]
+            if self._stream.codec_context is None:
+                raise ValueError("PyAV has no decoder for what is in it")
             self._stream.codec_context.options = {"err_detect": "explode"}
             is_pcm = self._stream.codec_context.name.startswith("pcm_")  # whose table counts samples
             self._promised = packets or (0 if is_pcm else int(self._stream.frames))
@@ -86,13 +90,9 @@ class AVFile:
             yield np.concatenate(block)
 
     def _next(self) -> NDArray[np.float64] | None:
-        """The next block; None at the end. Raises ValueError, also for what PyAV has exceptions of its own for."""
-        import av
-
-        try:
-            return next(self._blocks, None)
-        except av.error.FFmpegError as error:
-            raise ValueError(error.strerror) from error
+        """The next block; None at the end."""
+        block: NDArray[np.float64] | None = _asked(next, self._blocks, None)
+        return block
 
     def read(self, _frames: int, dtype: str = "float64", always_2d: bool = True) -> NDArray[np.float64]:
         """The next block, ``[frames, channels]`` of float64, of the decoder's own length; empty at the end."""
@@ -103,6 +103,21 @@ class AVFile:
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         self._container.close()
+
+
+def _asked(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What ``function``, which asks PyAV, returns. Whatever it raises becomes a ValueError that says the same, a
+    MemoryError only where it is the file that asks for too much."""
+    try:
+        return function(*arguments, **options)
+    except Exception as error:  # FFmpeg has some fifty, and PyAV raises Python's own beside them
+        if type(error) is ValueError:
+            raise
+        said = error
+    if isinstance(said, MemoryError):
+        bytes(DECODER_BYTES)  # a MemoryError where the machine has no more
+        raise ValueError("it asks for more memory than a recording needs")
+    raise ValueError(getattr(said, "strerror", None) or f"{type(said).__name__}: {said}") from said
 
 
 def _samples(frame: Any) -> NDArray[np.float64]:

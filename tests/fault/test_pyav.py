@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +106,67 @@ def test_broken_recording_is_refused(kind: str, how: str, take: Callable[..., Pa
     assert caught.value.code in ("audio_cut_short", "audio_damaged", "audio_undecodable"), caught.value.cause
     assert path.name in caught.value.cause
     assert caught.value.action
+
+
+def mutated(whole: bytes, chance: random.Random) -> bytes:
+    """Cut, with bits flipped or with zeros, as often as not in the tables of an MP4."""
+    table = max(0, whole.find(b"moov"))
+    at = chance.choice([chance.randrange(len(whole)), min(table + chance.randrange(800), len(whole) - 1)])
+    stretch = whole[at : at + chance.choice([1, 4, 40, 400])]
+    flipped = bytes(byte ^ chance.randrange(256) for byte in stretch)
+    middle = chance.choice([None, bytes(len(stretch)), flipped, flipped])
+    return whole[:at] if middle is None else whole[:at] + middle + whole[at + len(stretch) :]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_bytes_are_samples_or_refused(kind: str, take: Callable[..., Path]) -> None:
+    """FFmpeg has some fifty errors, and each of them is of the file: none ends the run as an internal error."""
+    path = take(kind, seconds=1)
+    whole, chance = path.read_bytes(), random.Random(kind)
+    refused = 0
+    for _ in range(60):
+        path.write_bytes(mutated(whole, chance))
+        try:
+            inspect_audio(path)
+        except LaneError as error:
+            refused += 1
+            assert path.name in error.cause
+    assert refused > 20
+
+
+def test_file_is_read_as_what_it_was_recognised_as(take: Callable[..., Path]) -> None:
+    """FFmpeg would take this one for MPEG-TS, and find as many packets there as the AAC around it promises."""
+    path = take("aac", seconds=0.03)
+    import av
+
+    stream = encoded(path.with_suffix(".ts"), audio.voice(0.03), "aac", "fltp", {}).read_bytes()
+    stream += (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 40
+    half = len(stream) // 2
+    header = bytes([0xFF, 0xF1, 0x54, 0x40 | (half + 7) >> 11, (half + 7) >> 3 & 255, (half + 7 & 7) << 5 | 31, 0xFC])
+    path.write_bytes(header + stream[:half] + header + stream[half:])
+    with av.open(str(path)) as container:
+        assert container.format.name == "mpegts"
+    with pytest.raises(LaneError) as caught:
+        inspect_audio(path)
+    assert caught.value.code == "audio_undecodable"
+
+
+def test_lack_of_memory_is_the_machines_where_there_is_none_left(
+    take: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg says the same of a file whose tables ask for gigabytes: that one is refused as any other is."""
+    path = take()
+    import av
+
+    def fails(*_: object, **__: object) -> None:
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(av, "open", fails)
+    with pytest.raises(LaneError, match="more memory than"):
+        inspect_audio(path)
+    monkeypatch.setattr(pyav, "DECODER_BYTES", 1 << 62)
+    with pytest.raises(MemoryError):
+        inspect_audio(path)
 
 
 def test_two_mp4_in_one_file_are_refused_with_the_command_that_parts_them(take: Callable[..., Path]) -> None:
