@@ -280,9 +280,14 @@ def _decoded_to_wav(source: Path, folder: Path) -> Path:
     try:
         with AudioStream(source, "prepare") as stream:
             facts = (stream.sample_rate, stream.channels, "PCM_24", None, "WAV")
-            with soundfile.SoundFile(temporary, "x", *facts) as wav:
-                for block in stream.blocks():
-                    wav.write(block)
+            try:
+                with soundfile.SoundFile(temporary, "x", *facts) as wav:
+                    for block in stream.blocks():
+                        wav.write(block)
+            except soundfile.SoundFileError:  # "System error", which may be a full disk: the system says which
+                with temporary.open("ab") as file:
+                    file.write(bytes(1 << 20))
+                raise
     except BaseException:
         drop(temporary)
         raise

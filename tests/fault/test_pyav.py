@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,6 +219,14 @@ def test_staged_as_wav_that_any_reader_reads(take: Callable[..., Path], tmp_path
     assert again["entries"] == first["entries"]
     assert set(settings.audio_dir.iterdir()) == {wav, somebodys, settings.manifest_path}
     assert read_manifest(settings)["entries"] == first["entries"]  # as RUN_PREPARE=0 does
+
+
+def test_no_room_for_the_wav_is_a_full_disk(take: Callable[..., Path], tmp_path: Path) -> None:
+    path = take("m4a", seconds=90)
+    room = {resource.RLIMIT_FSIZE: 2_000_000}
+    ended = lane_child.run(tmp_path / "run", {"AUDIO_PATH": str(path), "LANE_STEPS": "2"}, limits=room)
+    lane_child.assert_refused(ended, "disk_full", "prepare", exit_code=1, status="failed")
+    assert not lane_child.leftovers(tmp_path)
 
 
 def test_lengths_are_counted_as_pcm(take: Callable[..., Path]) -> None:
