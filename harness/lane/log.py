@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from harness.lane.run import log
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log, warnings, errors that Python cannot raise, and the stacks of a crash go to ``path``, not to the terminal.
+    """Log, warnings, errors that Python cannot raise or that end a thread, and the stacks of a crash go to ``path``,
+    not to the terminal.
 
     A log that can no longer be written (a full disk) is no reason to fail, and nothing to show a traceback for.
     """
@@ -30,10 +32,12 @@ def logging_to(path: Path) -> Iterator[None]:
     logging.captureWarnings(True)
     faulthandler.enable(file)
     sys.unraisablehook = lambda what: log.error("ignored in %r: %r", what.object, what.exc_value)
+    threading.excepthook = lambda what: log.error("%r ended: %r", what.thread, what.exc_value)
     try:
         yield
     finally:
         sys.unraisablehook = sys.__unraisablehook__
+        threading.excepthook = threading.__excepthook__
         faulthandler.disable()
         root.removeHandler(handler)
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """TensorBoard scalars, for who watches a run in a notebook: through torch's own writer, where tensorboard is installed.
 
-They are for people. No gate reads them, and a disk that is full ends them and not the training.
+They are for people. No gate reads them, and whatever goes wrong with them, such as a full disk, ends them and not the
+training. (Where tensorflow is installed it writes them, with exceptions of its own.)
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Scalars:
         if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(settings.tensorboard_dir / settings.run_id))
+            try:
+                self._writer = SummaryWriter(str(settings.tensorboard_dir / settings.run_id))
+            except Exception as error:
+                say(f"TENSORBOARD cannot begin: {error}")
 
     def add(self, now: Progress) -> None:
         """The values of one step. Never raises."""
@@ -60,7 +64,7 @@ class Scalars:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, now.step)
             self._writer.flush()
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:
             say(f"TENSORBOARD ends here: {error}")
             self._writer = None
 
@@ -69,5 +73,5 @@ class Scalars:
         if self._writer is not None:
             try:
                 self._writer.close()
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:
                 say(f"TENSORBOARD: {error}")

@@ -45,6 +45,32 @@ def test_scalars_are_the_traces_and_change_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "plain" / "tensorboard").exists()
 
 
+FULL = """
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem as files
+real, written = files.append, []
+def append(*arguments):
+    written.append(arguments)
+    if len(written) > 4:
+        raise OSError(28, "No space left on device")
+    return real(*arguments)
+files.append = append
+"""
+
+
+@pytest.mark.parametrize("how", ["a file in the way", "a full disk"])
+def test_what_goes_wrong_with_them_ends_them_and_not_the_training(how: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="python3 -m pip install tensorboard")
+    plant, reason = (FULL, "No space left") if how == "a full disk" else (None, "Not a directory")
+    if not plant:
+        (tmp_path / "tensorboard").write_text("somebody's notes")
+    ended = lane_child.run(tmp_path, {**SHORT, "LANE_TENSORBOARD": "1"}, plant=plant)
+    assert ended.exit_code == 0, ended.stdout
+    assert "Traceback" not in ended.stderr
+    (said,) = [line for line in ended.stdout.splitlines() if line.startswith("TENSORBOARD ")]
+    assert reason in said
+    assert plant or (tmp_path / "tensorboard").read_text() == "somebody's notes"
+
+
 def test_without_tensorboard_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
