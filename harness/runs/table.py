@@ -69,10 +69,11 @@ class AudioTable(Struct, forbid_unknown_fields=True):
 
 
 class WatchTable(Struct, forbid_unknown_fields=True):
-    """`watch`, of a lane with `trace = "watch"`: norms at every so many steps, patterns for the modules whose output is
-    looked at, the size of a trace in MB, and what the program does on purpose (gates/invariants.py)."""
+    """`watch`, of a lane with `trace = "watch"`: norms at every so many steps (None: by the model's size), patterns for
+    the modules whose output is looked at, the size of a trace in MB, and what the program does on purpose
+    (gates/invariants.py)."""
 
-    every: Annotated[int, Meta(ge=1)] = 1
+    every: Annotated[int, Meta(ge=1)] | None = None
     modules: list[Line] = field(default_factory=list)
     limit_mb: Annotated[int, Meta(ge=1, le=1024)] = 64
     on_purpose: list[Line] = field(default_factory=list)

@@ -25,13 +25,15 @@ def main(arguments: Sequence[str]) -> int:
         epilog="exit code: the program's; 2 if it does not start, or nothing of it was seen; 64 wrong usage",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the trace goes (artifacts/watch)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="norms of tensors at every N-th step (1)")
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="norms of tensors at every N-th step (by the model's size)"
+    )
     parser.add_argument("--module", action="append", default=[], metavar="PATTERN",
                         help="the output of the modules with such a name too, as in 'transformer.h.*'")  # fmt: skip
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program, after --")
     options = parser.parse_args(arguments)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not command or options.every < 1:
+    if not command or (options.every is not None and options.every < 1):
         parser.error(
             "no command: python3 -m harness watch -- python3 train.py" if not command else "--every: at least 1"
         )

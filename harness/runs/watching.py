@@ -28,7 +28,7 @@ def watching(run_dir: Path, run_id: str, table: WatchTable, search: str) -> dict
     options = {
         "folder": str(folder),
         "run_id": run_id,
-        "every": table.every,
+        "every": table.every or 0,
         "modules": table.modules,
         "limit_bytes": table.limit_mb << 20,
     }

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-BLOCK = 1 << 18  # values whose bits are added up at a time
+BLOCK = 1 << 14  # values whose bits are added up at a time
+NORMED = 25_000_000  # values of all tensors together up to which norms are taken at every step
 DIGESTED = 1 << 22  # values of one input that enter the batch's digest
 DEEP = 6  # levels of an input that are looked into
 MASK = (1 << 64) - 1
@@ -21,28 +22,40 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_full(step: int) -> bool:
-    """Whether a step is one at which bits, sketches and the program's state are recorded: 1, 2, 3, 4, 6, 8, 12, …"""
-    power = 1 << (step.bit_length() - 1)
-    return step in (power, power + power // 2)
+    """Whether a step is one at which bits, sketches and the program's state are recorded: 1, 2, 4, 8, 16, …"""
+    return step & (step - 1) == 0
+
+
+def every_for(values: int) -> int:
+    """At every how many steps the norms of so many values are taken, where nobody says it: norms of 10 million values
+    cost a few milliseconds, which is 1 % of a step on a CPU; those of more are taken at fewer steps."""
+    return max(1, values // NORMED)
 
 
 def bits(tensor: torch.Tensor) -> int:
     """The sum over all values of (bits as a signed integer) · (2 · index + 1), modulo 2⁶⁴.
 
-    Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory."""
+    Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory. On a
+    CPU in blocks that one core computes in its cache: four times as fast as whole, and no wait for other threads."""
     flat = tensor.detach()
     flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(-1)
     flat = flat.view(torch.uint8) if flat.dtype == torch.bool else flat.view(INTEGERS[flat.element_size()])
-    weights, found = _weights(flat.device), 0
-    for start in range(0, flat.numel(), BLOCK):
-        part = flat[start : start + BLOCK].to(torch.int64)
-        found += int((part * weights[: part.numel()]).sum()) + 2 * start * int(part.sum() if start else 0)
+    weights, work = _block(flat.device)
+    found, size = 0, len(work)
+    for start in range(0, flat.numel(), size):
+        part = work[: min(size, flat.numel() - start)]
+        part.copy_(flat[start : start + size])
+        found += int((part * weights[: len(part)]).sum() if part.is_cuda else torch.dot(part, weights[: len(part)]))
+        found += 2 * start * int(part.sum()) if start else 0
     return found & MASK
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(device: torch.device) -> torch.Tensor:
-    return 2 * torch.arange(BLOCK, dtype=torch.int64, device=device) + 1
+def _block(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(The weights of a block, room for its values), int64."""
+    size = BLOCK if device.type == "cpu" else BLOCK << 7
+    weights = 2 * torch.arange(size, dtype=torch.int64, device=device) + 1
+    return weights, torch.empty_like(weights)
 
 
 def norms(tensors: list[torch.Tensor]) -> list[float]:

@@ -22,7 +22,21 @@ from typing import Any
 
 import torch
 
-from .measure import bits, digest, flat, hexes, is_full, is_random, norms, plain, rank, settings, sketch_function, text
+from .measure import (
+    bits,
+    digest,
+    every_for,
+    flat,
+    hexes,
+    is_full,
+    is_random,
+    norms,
+    plain,
+    rank,
+    settings,
+    sketch_function,
+    text,
+)
 
 SCHEMA = "watch_trace/1"
 SMALL = 250_000  # values of all tensors together up to which their bits are recorded at every step
@@ -54,7 +68,7 @@ class Recorder:
         self._attend = attend  # called with each module that is found to own parameters and lies in no other
         self.folder = Path(options["folder"])
         self.run_id: str = options.get("run_id", "none")
-        self.every: int = options.get("every", 1)
+        self.every: int = options.get("every", 0)  # 0: as often as every_for says
         self.limit: int = options.get("limit_bytes", 64 << 20)
         self.modules: list[str] = options.get("modules", [])
         self.pid = os.getpid()
@@ -300,7 +314,7 @@ class Recorder:
                 continue
         self._write(
             {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "lane": "experimental", "promotable": False,
-             "torch": torch.__version__, "rank": own, "ranks": ranks, "every": self.every,
+             "torch": torch.__version__, "rank": own, "ranks": ranks, "every": self.every or every_for(self._size()),
              "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "none"}
         )  # fmt: skip
 
@@ -334,7 +348,7 @@ class Recorder:
             self.names, self.roots = names, roots  # what the parent had is here too
 
     def _is_due(self, step: int) -> bool:
-        return step <= 2 or step % self.every == 0
+        return step <= 2 or is_full(step) or step % (self.every or every_for(self._size())) == 0
 
     def _is_full(self, step: int | None = None) -> bool:
         step = self.steps if step is None else step
