@@ -118,7 +118,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     # afforded.
     codec = model.compression_model
     small = sum(parameter.numel() for parameter in codec.parameters()) < 5_000_000
-    codec.to(torch.float64 if small and settings.device == "cpu" else torch.float32)
+    codec.to(torch.float64 if small else torch.float32)
     tokens = tokenise(settings, manifest, codec, lambda done, total: raise_if_stopped(f"TOKENS {done} {total}"))
     write_tokens(settings.tokens_path, tokens)
     run.values["tokens_digest"] = tokens.digest()
