@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import re
 
-# The last is CPython's, where not even the MemoryError could be made (seen once under RLIMIT_AS).
+# The last but one is a GPU's. The last is CPython's, where not even the MemoryError could be made (seen once under
+# RLIMIT_AS).
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|not enough memory|cannot allocate memory|bad_alloc|failed to map"
+    "|cuda (error: )?out of memory|cublas_status_alloc_failed"
     "|error return without exception set",
     re.I,
 )

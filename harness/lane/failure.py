@@ -35,7 +35,7 @@ def failure_of(error: BaseException, run: Run) -> LaneError:
     where = f"{show(Path(os.fsdecode(error.filename)))}: " if isinstance(error, OSError) and error.filename else ""
     short = shortage(error)
     if short == "out_of_memory":
-        code, action = short, "set LANE_BATCH lower, or free memory"
+        code, action = short, "set LANE_BATCH or LANE_CHUNK_SECONDS lower, or free memory"
         cause = f"out of memory in step {run.step} ({text or 'no more could be had'})"
     elif short == "too_many_open_files":
         code, action = short, "raise the limit (ulimit -n), and run it again"

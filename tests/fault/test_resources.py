@@ -258,6 +258,14 @@ def test_a_memory_error_that_could_not_be_made_is_one() -> None:
     assert shortage(SystemError("bad argument to internal function")) is None
 
 
+def test_a_gpu_out_of_memory_is_said_as_such() -> None:
+    """torch's words, as an H100 with a limit gave them."""
+    allocator = "CUDA out of memory. Tried to allocate 552.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which"
+    for words in (allocator, "CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"):
+        assert shortage(RuntimeError(words)) == "out_of_memory", words
+    assert shortage(RuntimeError("CUDA error: device-side assert triggered")) is None
+
+
 @pytest.mark.parametrize("where", ["frame", "module"])
 def test_out_of_memory_in_python(where: str, tmp_path: Path) -> None:
     plant = f"WHERE = {where!r}\n{HOARD}"
