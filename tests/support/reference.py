@@ -18,7 +18,7 @@ from torch import Tensor
 
 RANK = 8
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-6
-CLAMP = 30.0  # of the logits
+CLAMP = 30.0  # of the logits, on a CPU
 MOST_MEASURED = 16  # held-out chunks
 Chunks = Sequence[tuple[str, int]]  # of each chunk: the file's SHA-256, the first sample
 Tensors = Mapping[str, Tensor]
@@ -124,13 +124,14 @@ def added(lm: Any, adapters: Tensors) -> Iterator[None]:
             hook.remove()
 
 
-def losses(lm: Any, codes: Tensor, conditions: Any) -> tuple[Tensor, list[int]]:
-    """(The loss of each codebook, its valid positions): minus the log-probability of the codes, its mean over them."""
+def losses(lm: Any, codes: Tensor, conditions: Any, clamp: float) -> tuple[Tensor, list[int]]:
+    """(The loss of each codebook, its valid positions): minus the log-probability of the codes, its mean over them.
+    Logits count up to ``clamp``."""
     output = lm.compute_predictions(codes, [], conditions)
     by_codebook, counts = [], []
     for k in range(codes.shape[1]):
         valid = output.mask[:, k]
-        logits, targets = output.logits[:, k][valid].clamp(-CLAMP, CLAMP), codes[:, k][valid]
+        logits, targets = output.logits[:, k][valid].clamp(-clamp, clamp), codes[:, k][valid]
         chosen = logits.gather(1, targets[:, None])[:, 0]
         by_codebook.append((torch.logsumexp(logits, dim=1) - chosen).mean())
         counts.append(int(valid.sum()))
@@ -138,12 +139,12 @@ def losses(lm: Any, codes: Tensor, conditions: Any) -> tuple[Tensor, list[int]]:
 
 
 def gradients(
-    lm: Any, adapters: Tensors, codes: Tensor, conditions: Any
+    lm: Any, adapters: Tensors, codes: Tensor, conditions: Any, clamp: float
 ) -> tuple[Tensor, list[int], dict[str, Tensor]]:
     """(``losses``, the gradient of their mean for each tensor of ``adapters``)."""
     leaves = {name: value.clone().requires_grad_(True) for name, value in adapters.items()}
     with added(lm, leaves):
-        by_codebook, counts = losses(lm, codes, conditions)
+        by_codebook, counts = losses(lm, codes, conditions, clamp)
         found = torch.autograd.grad(by_codebook.mean(), list(leaves.values()))
     return by_codebook.detach(), counts, dict(zip(leaves, found, strict=True))
 

@@ -67,6 +67,7 @@ class Reference:
         ]  # Adam's first steps show rounding most
         self.drift_limit = {"universal": 1e-9, "float32": 0.05, "half": 1.0}[kind]  # of many steps, one after the other
         self.last_limit = {"universal": 1e-9, "float32": 1e-3, "half": 0.5}[kind]
+        self._clamp = math.inf if half else reference.CLAMP  # the lane clamps on a CPU alone
         # What rounding alone moves a value by: a tensor that the update leaves (learning rate 0) is no further off.
         self._grain = 1e-14 if universal else 1e-6
 
@@ -135,7 +136,9 @@ class Reference:
     def _step(self, state: dict[str, dict[str, Tensor]], step: int) -> OneStep:
         codes = torch.from_numpy(self.run.tokens[self.batches[step - 1]].astype(np.int64))
         values = {name: of["value"] for name, of in state.items()}
-        losses, valid, gradients = reference.gradients(self.lm, values, codes, self._conditions(len(codes)))
+        losses, valid, gradients = reference.gradients(
+            self.lm, values, codes, self._conditions(len(codes)), self._clamp
+        )
         how = {"step": step, "rate": self.rate(step), "decay": self._settings["weight_decay"]}
         moved = {
             n: reference.adamw(of["value"], gradients[n], of["first"], of["second"], **how) for n, of in state.items()
