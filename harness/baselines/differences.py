@@ -113,6 +113,13 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
             what = f"norm of the {label} of {name}{where}"
             yield Item("checkpoint", step, phase, what, a[name], b[name], distance, norms, name)
 
+    def batch(a: StepResult, b: StepResult) -> Item:
+        """Of data-parallel ranks (evidence/ranks.py) it says which of them has another batch."""
+        each = list(itertools.zip_longest(a.batch.split("/"), b.batch.split("/"), fillvalue="none"))
+        other = [str(rank) for rank, (x, y) in enumerate(each) if x != y]
+        whose = f" of rank {' and '.join(other[:3])}" if other and len(each) > 1 else ""
+        return text("loss", b.step, "tokens", f"digest of the batch{whose}, step {b.step}", a.batch, b.batch)
+
     yield text("dataset", 0, "data", "dataset digest", obtained.dataset_digest, expected.dataset_digest)
     yield text("tokens", 0, "tokens", "tokens digest", obtained.tokens_digest, expected.tokens_digest)
     yield text("loss", 0, "start", "digest of the frozen model", obtained.base_digest, expected.base_digest)
@@ -126,7 +133,7 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
     # The losses before the first step are those of its batch: where that is another, so are they.
     for a, b in pairs[:1]:
         yield text("loss", b.step, "data", f"order of chunks, step {b.step}", a.chunks, b.chunks)
-        yield text("loss", b.step, "tokens", f"digest of the batch, step {b.step}", a.batch, b.batch)
+        yield batch(a, b)
     # As they are computed (without adapters, with them, held out): the first that differs says the most.
     for name in sorted({*obtained.start_losses, *expected.start_losses}, key=lambda n: (n[:4] != "loss", -len(n))):
         label = {"loss": "loss before the first step", "loss_without_adapters": "loss without adapters"}.get(name, name)
@@ -137,12 +144,12 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         where = f", step {b.step}"
         if index_of_pair:
             yield text("loss", b.step, "data", f"order of chunks{where}", a.chunks, b.chunks)
-            yield text("loss", b.step, "tokens", f"digest of the batch{where}", a.batch, b.batch)
+            yield batch(a, b)
         for name in sorted(set(a.forward) & set(b.forward)):
             yield loss(b.step, "forward", f"norm of the output of {name}{where}", a.forward[name], b.forward[name])
         yield loss(b.step, "forward", f"loss{where}", a.loss, b.loss)
         for index, (x, y) in enumerate(itertools.zip_longest(a.by_codebook, b.by_codebook)):
-            yield loss(b.step, "forward", f"loss of codebook {index}{where}", x, y)
+            yield loss(b.step, "forward", f"loss of {'rank' if b.rates else 'codebook'} {index}{where}", x, y)
         yield text("loss", b.step, "forward", f"valid positions{where}", _counts(a.valid), _counts(b.valid))
         yield text("loss", b.step, "forward", f"sanitized logits{where}", str(a.sanitized), str(b.sanitized))
         yield from norm_items(b.step, "backward", "gradient", a.grad, b.grad)

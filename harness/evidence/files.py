@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from harness.evidence.checkpoint import Array, Checkpoint, read_array, read_checkpoint
 from harness.evidence.errors import EvidenceError, NotApplicable, mismatch, one_line, show
 from harness.evidence.formats import PLACES, Environment, Manifest, Sidecar, Status, TrainStatus
+from harness.evidence.ranks import together
 from harness.evidence.record import RUN_FILE, Output, RunRecord, read_record
 from harness.evidence.report import CONTRACT_KEYS, REPORT_KEYS, REPORT_LIMIT, REPORT_TITLE, parse_report
 from harness.evidence.strict import JSON_LIMIT, as_struct, is_there, parse_json, read_bytes, read_struct
@@ -246,7 +247,7 @@ class RunFiles:
         if self.gives("trace"):
             return self.partial_trace
         if self.gives("watch"):
-            return self.watched[0].outline()
+            return together(self.watched)
         outline = Trace(self.run_dir / RUN_FILE)
         loss = self.status.get("loss")
         if isinstance(loss, int | float) and not isinstance(loss, bool):

@@ -33,11 +33,13 @@ class Header(Struct):
 
 
 class Tensor(Struct):
-    """A parameter of the program; `optimizer`: the number of the one that has it."""
+    """A parameter of the program; `optimizer`: the number of the one that has it; `part`: whether the process holds a
+    part of it (FSDP), of which its norms and bits are."""
 
     kind: Text
     trainable: bool
     optimizer: Count | None
+    part: bool = False
 
 
 class Optimizer(Struct):

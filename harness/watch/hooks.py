@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from .measure import is_compiling
+from .names import named_modules
 from .recorder import Recorder
 
 recorder: Recorder
@@ -103,8 +104,7 @@ def attend(root: Any) -> None:
     is_wrapper = getattr(root, "_orig_mod", None) is not None
     for module in [root] if is_wrapper or _is_compiled(root) else [root, *root.children()]:
         look_at(module)
-    for name, module in root.named_modules():
-        name = name.replace("_orig_mod.", "")
+    for name, module in named_modules(root):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in recorder.modules):
             module.register_forward_hook(functools.partial(_output, name))
 

@@ -32,11 +32,12 @@ def every_for(values: int) -> int:
     return max(1, values // NORMED)
 
 
-def bits(tensor: torch.Tensor) -> int:
-    """The sum over all values of (bits as a signed integer) · (2 · index + 1), modulo 2⁶⁴.
+def bits(tensor: torch.Tensor, first: int = 0) -> int:
+    """The sum over all values of (bits as a signed integer) · (2 · index + 1), modulo 2⁶⁴. ``first``: where they begin.
 
-    Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory. On a
-    CPU in blocks that one core computes in its cache: four times as fast as whole, and no wait for other threads."""
+    Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory, and
+    those of a tensor's parts add up to that of the whole. On a CPU in blocks that one core computes in its cache: four
+    times as fast as whole, and no wait for other threads."""
     flat = tensor.detach()
     flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(-1)
     flat = flat.view(torch.uint8) if flat.dtype == torch.bool else flat.view(INTEGERS[flat.element_size()])
@@ -46,7 +47,7 @@ def bits(tensor: torch.Tensor) -> int:
         part = work[: min(size, flat.numel() - start)]
         part.copy_(flat[start : start + size])
         found += int((part * weights[: len(part)]).sum() if part.is_cuda else torch.dot(part, weights[: len(part)]))
-        found += 2 * start * int(part.sum()) if start else 0
+        found += 2 * (first + start) * int(part.sum()) if first + start else 0
     return found & MASK
 
 

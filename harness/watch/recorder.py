@@ -37,6 +37,7 @@ from .measure import (
     sketch_function,
     text,
 )
+from .names import class_name, first_here, is_part, named_modules, named_parameters
 
 SCHEMA = "watch_trace/1"
 SMALL = 250_000  # values of all tensors together up to which their bits are recorded at every step
@@ -137,7 +138,7 @@ class Recorder:
             values = [plain(p) for p in parameters.values()]
             line["param"] = dict(zip(parameters, map(text, norms(values)), strict=True))
             if self._is_full():
-                line["param_bits"] = {name: hexes(bits(v)) for name, v in zip(parameters, values, strict=True)}
+                line["param_bits"] = {name: hexes(bits(plain(p), first_here(p))) for name, p in parameters.items()}
                 line |= self._state(parameters)
                 if sketches := self._sketches(dict(zip(parameters, values, strict=True))):
                     line["sketch"] = sketches
@@ -236,7 +237,7 @@ class Recorder:
         if survived := [name for name, p in parameters.items() if p.grad is not None and id(p.grad) in before]:
             found["kept_gradient"] = survived[:NAMED]
         if self._is_full(step):
-            found["grad_bits"] = {name: hexes(bits(gradient)) for name, gradient in there.items()}
+            found["grad_bits"] = {name: hexes(bits(g, first_here(parameters[name]))) for name, g in there.items()}
         return found
 
     def _state(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +246,7 @@ class Recorder:
         found = [
             name
             for root in self._alive()
-            for name, module in root.named_modules()
+            for name, module in named_modules(root)
             if not module.training and any(id(p) in owned for p in module.parameters(recurse=False))
         ]
         return {"in_evaluation_mode": found[:NAMED]} if found else {}
@@ -269,6 +270,7 @@ class Recorder:
         tensors = {
             self.names[p]: {"kind": f"{str(p.dtype).removeprefix('torch.')} {'x'.join(map(str, p.shape))}",
                               "trainable": p.requires_grad, "optimizer": where.get(key)}
+                              | ({"part": True} if is_part(p) else {})
             for key, p in everything.items() if p in self.names
         }  # fmt: skip
         optimizers = [
@@ -278,11 +280,11 @@ class Recorder:
         line = {"kind": "tensors", "tensors": tensors, "optimizers": optimizers}
         if (told := json.dumps(line)) != self.told:
             self.told = told
-            new = {self.names[p]: plain(p) for p in everything.values() if p in self.names and p not in self.met}
+            new = {self.names[p]: p for p in everything.values() if p in self.names and p not in self.met}
             for p in everything.values():
                 self.met[p] = ""
-            values = zip(new, norms(list(new.values())), map(bits, new.values()), strict=True)
-            start = {name: [text(norm), hexes(found)] for name, norm, found in values}
+            values = zip(new.items(), norms(list(map(plain, new.values()))), strict=True)
+            start = {name: [text(norm), hexes(bits(plain(p), first_here(p)))] for (name, p), norm in values}
             self._write({**line, "before_step": self.steps + 1, "start": start})
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -380,9 +382,9 @@ class Recorder:
         roots.sort(key=lambda root: min(place[id(p)] for p in root.parameters() if id(p) in place))
         self.names = ByParameter()
         for number, root in enumerate(roots):
-            begin = f"{number}.{type(root).__name__}." if len(roots) > 1 else ""
-            for name, p in root.named_parameters():
-                self.names[p] = begin + name.replace("_orig_mod.", "")
+            begin = f"{number}.{class_name(root)}." if len(roots) > 1 else ""
+            for name, p in named_parameters(root):
+                self.names[p] = begin + name
         for number, p in enumerate(wanted):
             if p not in self.names:
                 self.names[p] = f"parameter {number}"
