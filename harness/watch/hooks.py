@@ -67,7 +67,7 @@ def wrap_torch() -> None:
     from torch.amp.grad_scaler import GradScaler
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-    wrap(torch.autograd, "backward", before=lambda tensors=(), *_, **__: recorder.before_backward(tensors))
+    wrap(torch.autograd, "backward", before=recorder.before_backward, after=recorder.after_backward)
     wrap(_BaseDataLoaderIter, "__next__", after=lambda batch, *_: recorder.after_load(batch))
     wrap(GradScaler, "step", before=recorder.before_scaled_step, after=recorder.after_scaled_step)
     wrap(

@@ -96,7 +96,7 @@ class Recorder:
 
     def _between(self) -> None:
         """Forget what belongs to one step."""
-        self.depth, self.backwards, self.train_mode = 0, 0, 0
+        self.depth, self.backwards, self.train_mode, self.within_backward = 0, 0, 0, False
         self.inputs: list[str] = []
         self.loaded: list[str] = []
         self.losses: list[Any] = []
@@ -166,9 +166,14 @@ class Recorder:
         if scaler.is_enabled() and self.steps == self.scaled_from:
             self.skipped(optimizer)
 
-    def before_backward(self, tensors: Any) -> None:
+    def after_backward(self, *_: Any, **__: Any) -> None:
+        self.within_backward = False
+
+    def before_backward(self, tensors: Any = (), *_: Any, **__: Any) -> None:
         self._here()
-        self.depth = 0
+        if self.within_backward:  # a checkpointed part computes its own
+            return
+        self.within_backward, self.depth = True, 0
         self.backwards += 1
         for loss in [tensors] if isinstance(tensors, torch.Tensor) else tensors or ():
             if isinstance(loss, torch.Tensor) and loss.numel() == 1:
