@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from harness.baselines.differences import Divergence, Item
@@ -103,3 +104,32 @@ def likely_cause(
             "every step agrees, the evaluation of the trained adapters does not: the evaluation batch or its objective"
         )
     return f"every step agrees, the checkpoint does not: how it is collected, rounded or written.{only}"
+
+
+_PATH = re.compile(r"(?:\A|[.\s'\"])(?:/[\w.+@=-]+){2,}|[A-Z]:\\\\")
+_TIME = re.compile(r"(?:\A|[._])(?:time|timestamp|time_\w+|\w+_time|elapsed|duration|seconds|\w+_seconds|date)\Z")
+_EPOCH = (1.2e9, 4e9)  # seconds since 1970: of the years 2008 to 2096
+
+
+def not_learned(items: Sequence[Item]) -> list[str]:
+    """A line where tensors of the checkpoint that differ look like paths or times, which are others in every run."""
+    differing = {i.tensor: i for i in items if i.out_of_bounds and i.tensor and i.phase == "checkpoint"}
+    values = {i.tensor: i.obtained for i in items if i.phase == "checkpoint" and isinstance(i.obtained, float)}
+    lines = []
+    for what, found in (
+        ("have an absolute path in their names", [name for name in differing if _PATH.search(name)]),
+        ("look like times", [n for n in differing if _TIME.search(n) or _EPOCH[0] < values.get(n, 0.0) < _EPOCH[1]]),
+    ):
+        if found:
+            lines.append(
+                f"{len(found)} of the tensors that differ {what} ({found[0][:120]}): likely the reason; "
+                f'leave them out with tensors = {{exclude = ["{_pattern(found[0])}"]}} in the lane\'s table'
+            )
+    return lines
+
+
+def _pattern(name: str) -> str:
+    """A pattern for names like this one: up to the path, without what a pattern reads otherwise."""
+    found = _PATH.search(name)
+    begin = name[: found.start()] if found else name
+    return re.sub(r"[*?\[\]{}'\"]+.*[*?\[\]{}'\"]+", "*", begin) + ("*" if found else "")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.evidence import read_checkpoint
+from harness.evidence import read_checkpoints
 from harness.numerics.digest import dtype_name
 
 Array = npt.NDArray[Any]
@@ -73,8 +73,8 @@ class TensorDifference:
 
 
 def open_checkpoint(path: Path) -> dict[str, Stored]:
-    """The tensors of a checkpoint by name, in name order. Raises EvidenceError for a file that is none."""
-    return in_memory(read_checkpoint(path).tensors)
+    """The tensors of a checkpoint, a file or a folder, by name, in name order. Raises EvidenceError for none."""
+    return in_memory(read_checkpoints(path).tensors)
 
 
 def in_memory(tensors: Mapping[str, Array]) -> dict[str, Stored]:

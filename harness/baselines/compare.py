@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from harness.baselines.baseline import FLOAT32_TOLERANCE, UNIVERSAL_TOLERANCE, Baseline, BaselineError, Code, Tolerance
-from harness.baselines.causes import likely_cause
+from harness.baselines.causes import likely_cause, not_learned
 from harness.baselines.differences import (
     NO_TRACE,
     Item,
@@ -166,6 +166,7 @@ def _against(result: Result, baseline: Baseline, rule: Rule, good: Kind) -> Verd
         notes=(
             *(f"{part}: {why}" for part, why in result.unreadable.items()),
             *(() if where is not None or result.unreadable else (NO_TRACE,)),
+            *not_learned(items),
         ),
         next_command=f"{_explain(result, expected)}\nif the change is meant: {RECORD}",
     )
@@ -206,6 +207,7 @@ def _nondeterministic(verdict: Verdict, first: Result, second: Result) -> Verdic
         kind="nondeterministic",
         headline="two runs of the same code, one after the other, differ (the table is against the baseline)",
         where=where,
+        notes=(*verdict.notes, *not_learned(items)) if not not_learned(verdict.items) else verdict.notes,
         cause=(
             "something draws without a seed, depends on time, memory addresses or thread timing, on the run "
             "directory's path or what lay there (the second run has a new one), or runs a nondeterministic "

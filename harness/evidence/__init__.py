@@ -18,6 +18,7 @@ from harness.evidence.agreement import (
 )
 from harness.evidence.checkpoint import Checkpoint, read_array, read_checkpoint
 from harness.evidence.errors import EvidenceError, NotApplicable
+from harness.evidence.folder import checkpoint_files, read_checkpoints
 from harness.evidence.formats import Sidecar, Status
 from harness.evidence.report import (
     CONTRACT_KEYS,
@@ -43,6 +44,7 @@ __all__ = [
     "Trace",
     "check_report_keys",
     "checkpoint_agrees",
+    "checkpoint_files",
     "end_agrees",
     "finite_loss",
     "hex_float",
@@ -53,6 +55,7 @@ __all__ = [
     "parse_report",
     "read_array",
     "read_checkpoint",
+    "read_checkpoints",
     "read_trace",
     "rounding_agrees",
     "tokens_agree",

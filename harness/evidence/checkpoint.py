@@ -17,14 +17,17 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from harness.evidence.errors import EvidenceError, mismatch, one_line, show
+from harness.evidence.pickled import NAME_LIMIT
+from harness.evidence.sniff import HEAD, kind_of_file, kind_of_members
 from harness.evidence.strict import Count, Text, as_struct, open_regular, parse_json
-from harness.evidence.torch_file import NAME_LIMIT, bytes_of, torch_leaves
+from harness.evidence.torch_file import bytes_of, torch_leaves
 from harness.numerics.digest import dtype_name, raw_bits, tensor_digest
 
 CHECKPOINT_LIMIT = 16 << 30
 ARRAY_LIMIT = 2 << 30
 HEADER_LIMIT = 16 << 20
 NPY_HEADER_LIMIT = 10_000  # as NumPy itself
+GENERATORS = (5056, 16, 44)  # bytes of the state of torch's generator on a CPU, of CUDA, of a Mac
 
 Array = npt.NDArray[Any]
 DEFLATE_LIMIT = 1032  # times smaller than what it holds: no deflated data is
@@ -57,11 +60,15 @@ class Checkpoint:
     meta: Mapping[str, Any]
 
 
+class NoCheckpoint(EvidenceError):
+    """A whole file in one of these formats that holds no tensor, or the state of random number generators alone."""
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a torch checkpoint (zip format, tensors and plain values only), an `.npz` file (no objects) or safetensors.
+    """Read a torch checkpoint (zip format; objects in it are not made), an `.npz` file (no objects) or safetensors.
 
     Raises EvidenceError for a file that is missing, truncated or no such archive; for one that says it is larger than
-    it is; for one that holds other objects (which are not loaded); and for one without a tensor.
+    it is; for one with objects that would run something; and, as NoCheckpoint, for one without a tensor.
     """
     with open_regular(path, CHECKPOINT_LIMIT, "a checkpoint") as file:
         try:
@@ -77,8 +84,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         elif all(member.filename.endswith(".npy") for member in members):
             leaves = _npz_leaves(file, members, path)
         else:
-            found = one_line(members[0].filename, 80)
-            raise mismatch(path, f"an archive with {found!r}", "a torch checkpoint or an .npz file")
+            known = kind_of_members([member.filename for member in members])
+            found = f"{known}: " if known else ""
+            found += f"an archive with {one_line(members[0].filename, 80)!r}"
+            raise mismatch(path, found, "a torch checkpoint or an .npz file")
     return _checkpoint(path, size, sha256, leaves)
 
 
@@ -86,7 +95,11 @@ def _checkpoint(path: Path, size: int, sha256: str, leaves: Sequence[tuple[str, 
     """A file's leaves as a checkpoint. Raises EvidenceError when no tensor is among them."""
     stored = {name: leaf for name, leaf in leaves if isinstance(leaf, np.ndarray)}
     if not stored:
-        raise mismatch(path, "no tensor", "a checkpoint with at least one")
+        made = next((leaf for name, leaf in leaves if not name and isinstance(leaf, str) and leaf.startswith("<")), "")
+        found = f"no tensor{f', but an object {made}' if made else ''}"
+        raise NoCheckpoint(f"{path}: found {found}, expected a checkpoint with at least one")
+    if all(array.dtype == np.uint8 and array.ndim == 1 and array.size in GENERATORS for array in stored.values()):
+        raise NoCheckpoint(f"{path}: found the state of random number generators, expected a checkpoint's parameters")
     stored = dict(sorted(stored.items()))
     try:
         digest = tensor_digest(stored)
@@ -118,10 +131,13 @@ def _members(file: BufferedReader, path: Path, size: int) -> list[zipfile.ZipInf
             members = archive.infolist()
     # zipfile raises half a dozen types for damaged archives, and promises none.
     except Exception as error:
+        file.seek(0)
+        if known := kind_of_file(head := file.read(HEAD)):
+            expected = "a checkpoint: what torch.save writes, .npz or .safetensors"
+            raise mismatch(path, f"no readable archive, but {known}", expected) from None
+        truncated = " (is it truncated?)" if head.startswith(b"PK") else ""
         reason = one_line(str(error), 120)
-        raise mismatch(
-            path, f"no readable archive ({reason})", "a checkpoint in zip format (is it truncated?)"
-        ) from None
+        raise mismatch(path, f"no readable archive ({reason})", f"a checkpoint in zip format{truncated}") from None
     if len({member.filename for member in members}) != len(members) or not members:
         raise mismatch(path, "two members of one name" if members else "no member", "a checkpoint")
     if sum(member.compress_size for member in members) > size:

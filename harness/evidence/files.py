@@ -9,9 +9,10 @@ from typing import Any, TypeVar, cast
 
 from harness.evidence.checkpoint import Array, Checkpoint, read_array, read_checkpoint
 from harness.evidence.errors import EvidenceError, NotApplicable, mismatch, one_line, show
+from harness.evidence.folder import read_checkpoints, selected
 from harness.evidence.formats import PLACES, Environment, Manifest, Sidecar, Status, TrainStatus
 from harness.evidence.ranks import together
-from harness.evidence.record import RUN_FILE, Output, RunRecord, read_record
+from harness.evidence.record import RUN_FILE, Output, RunRecord, Tensors, read_record
 from harness.evidence.report import CONTRACT_KEYS, REPORT_KEYS, REPORT_LIMIT, REPORT_TITLE, parse_report
 from harness.evidence.strict import JSON_LIMIT, as_struct, is_there, parse_json, read_bytes, read_struct
 from harness.evidence.trace import Step, Trace, read_trace
@@ -170,14 +171,18 @@ class RunFiles:
         told: dict[str, Any] = {"status": "completed" if record.exit_code == 0 else "failed"}
         if self.gives("status"):
             own, fields = self.own_status, record.fields
-            state = _dotted(own, fields.state)
+            state = _dotted(self._status_json, fields.state or "status")
+            if state is None and fields.state is None:  # the table names none: the exit code says it
+                state = fields.completed if record.exit_code == 0 else "failed"
             if not isinstance(state, str):
-                where = f"{record.outputs['status'].path}: {fields.state}"
-                raise mismatch(where, show(state), f"{show(fields.completed)}, or another")
+                where = f"{record.outputs['status'].path}: {fields.state or 'status'}"
+                whole = self._status_json
+                found = show(state if isinstance(whole, dict) else whole)
+                raise mismatch(where, found, f"{show(fields.completed)}, or another")
             known = {name: value for name, value in own.items() if name in Status.__struct_fields__}
             told = {name: value for name, value in known.items() if isinstance(value, str) or name not in HOW_IT_ENDED}
             told.pop("loss", None)
-            if (loss := _dotted(own, fields.loss)) is not None:
+            if (loss := _dotted(self._status_json, fields.loss)) is not None:
                 told["loss"] = loss
             told["status"] = "completed" if state == fields.completed else state
             if state == "completed" != fields.completed:
@@ -190,8 +195,16 @@ class RunFiles:
 
     @_once
     def own_status(self) -> dict[str, Any]:
-        """The lane's status file, as it is."""
-        return self._object("status", "the lane's status")
+        """The lane's status file, as it is; nothing where that is a list."""
+        return self._status_json if isinstance(self._status_json, dict) else {}
+
+    @_once
+    def _status_json(self) -> Any:
+        path = self.path_of("status")
+        value = parse_json(read_bytes(path, JSON_LIMIT, "the lane's status"), path)
+        if not isinstance(value, dict | list):
+            raise mismatch(path, show(value), "an object or a list")
+        return value
 
     def _object(self, what: str, called: str) -> dict[str, Any]:
         path = self.path_of(what)
@@ -296,7 +309,9 @@ class RunFiles:
     @_once
     def checkpoint(self) -> Checkpoint:
         """The checkpoint's tensors, with the file's digests recomputed."""
-        return read_checkpoint(self.checkpoint_path)
+        found = read_checkpoints(self.checkpoint_path)
+        chosen = self.record.tensors if self.is_recorded else Tensors()
+        return selected(found, chosen.include, chosen.exclude)
 
     @_once
     def checkpoint_float64(self) -> Checkpoint | None:
@@ -334,7 +349,9 @@ class RunFiles:
         """What training started from. Raises NotApplicable where the lane's table names none."""
         if (name := self.record.initial) is None:
             raise NotApplicable(f"the table of lane {self.name} names no initial_checkpoint")
-        return read_checkpoint(self.run_dir / name)
+        chosen = self.record.tensors
+        found = read_checkpoints(self.run_dir / name)
+        return selected(found, chosen.include, chosen.exclude, must_fit=False)
 
     @_once
     def tokens(self) -> Array:
@@ -363,7 +380,14 @@ class RunFiles:
 
 
 def _dotted(value: Any, name: str) -> Any:
-    """The value under a dotted name; None where there is none."""
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    """The value under a dotted name, in which lists have an index (`log_history[-2].loss`); None where there is
+    none."""
+    if not (found := re.findall(r"(?:\A|\.)([^.\[\]]+)|\[(-?\d{1,9})\]", name)):
+        return None
+    for key, index in found:
+        if index:
+            there = isinstance(value, list) and -len(value) <= int(index) < len(value)
+            value = value[int(index)] if there else None
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -34,11 +34,19 @@ class Data(Struct):
 
 
 class Fields(Struct):
-    """Where the lane's own status says how it ended, the word for a run that completed, and where its last loss is."""
+    """Where the lane's own status says how it ended (None: in `status`, and nowhere if there is none), the word for a
+    run that completed, and where its last loss is."""
 
-    state: Text
+    state: Text | None
     completed: Text
     loss: Text
+
+
+class Tensors(Struct):
+    """Patterns for the names of the checkpoint's tensors that are judged."""
+
+    include: list[Text] = field(default_factory=list)
+    exclude: list[Text] = field(default_factory=list)
 
 
 class RunRecord(Told, kw_only=True):
@@ -62,6 +70,7 @@ class RunRecord(Told, kw_only=True):
     report_begin: Text
     vocabulary: Count | None
     numerics: Literal["bits", "traced"]
+    tensors: Tensors = field(default_factory=Tensors)
     went_on: list[Text] = field(default_factory=list)
     state: Literal["running", "ended"]
     initial: Text | None = None

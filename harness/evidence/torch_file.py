@@ -1,25 +1,24 @@
 """The zip format of `torch.save`, read as what it is: storages, and a pickle that says which storage is which tensor.
 
-No torch, and nothing of the file is executed: the pickle is read by an unpickler that knows a few names, all of them
-functions of this file, and refuses any other. Every tensor is held against the storage that it is a view of.
+No torch, and nothing of the file is executed (pickled.py). Every tensor is held against the storage that it is a view
+of.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.evidence.errors import EvidenceError, mismatch, one_line
+from harness.evidence.pickled import STORAGES, Global, Named, Opaque, Storage, Tensor, Unpickler, flatten
 from harness.numerics.digest import raw_bits
 
 Array = npt.NDArray[Any]
@@ -27,100 +26,11 @@ DIMENSIONS_LIMIT = 32  # as many as any NumPy takes
 # A smaller checkpoint is read into memory: mapped pages of a file that somebody truncates meanwhile kill the process.
 MAP_ABOVE = 512 << 20
 PICKLE_LIMIT = 64 << 20
-NODES_LIMIT = 1_000_000
-NAME_LIMIT = 4096
 SHARING_LIMIT = 8  # tensors may share storage, but not without end
 _LOCAL_HEADER = 30
-_STORAGES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
-             "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
-             "ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8"}  # fmt: skip
-_NUMBERS = {*_STORAGES.values(), "uint16", "uint32", "uint64"} - {"bfloat16"}
+_NUMBERS = {*STORAGES.values(), "uint16", "uint32", "uint64"} - {"bfloat16"}
 _BITS = {"bfloat16": "<u2", "float8_e4m3fn": "u1", "float8_e4m3fnuz": "u1", "float8_e5m2": "u1",
          "float8_e5m2fnuz": "u1", "float8_e8m0fnu": "u1"}  # fmt: skip
-_TORCH = ("torch", "torch._utils", "torch.storage", "torch.serialization")
-_VALUES = {("_codecs", "encode"): "bytes", ("__builtin__", "set"): "set", ("__builtin__", "complex"): "complex"}
-
-
-class _Dict(dict[Any, Any]):
-    """An ordered dictionary, which may carry attributes."""
-
-
-@dataclass(frozen=True)
-class _Named:
-    """Something that a pickle names and that is not made: a dtype, a layout, a set, a tensor of another kind."""
-
-    name: str
-
-    def __call__(self, *_: Any) -> _Named:
-        return self
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    __setitem__ = append = extend = add = __call__
-
-
-@dataclass(frozen=True)
-class _Storage:
-    dtype: str
-    key: str
-    count: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A view of a storage; `dtype` where it is not the storage's own, `bits` what is done to its values on reading."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    bits: dict[str, Any]
-    dtype: str
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, hooks: Any, bits: Any = None) -> _Tensor:
-    return _Tensor(storage, offset, shape, stride, bits or {}, storage.dtype)
-
-
-def _tensor_of(
-    storage: Any, offset: Any, shape: Any, stride: Any, _: Any, hooks: Any, dtype: _Named, bits: Any = None
-) -> _Tensor:
-    return _Tensor(storage, offset, shape, stride, bits or {}, dtype.name)
-
-
-_KNOWN = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
-    ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): _Dict,
-    ("collections", "Counter"): _Dict,
-}
-
-
-class _Unpickler(pickle._Unpickler):  # the one that is written in Python asks for memory by what is there
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch}
-    del dispatch[pickle.BYTEARRAY8[0]]  # but for this, which torch does not write
-
-    def __init__(self, stream: io.BytesIO, path: Path) -> None:
-        super().__init__(stream)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
-        if module in _TORCH or (module, name) in _VALUES:
-            return _Named(_VALUES.get((module, name), name))
-        named = f"GLOBAL {one_line(f'{module}.{name}', 120)}"
-        found = f"objects that are not loaded, because that could execute code ({named}); refused unread"
-        raise mismatch(self._path, found, "tensors and plain values only")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        tag, kind, key, _, count = pid
-        if tag != "storage" or type(count) is not int or not isinstance(key, str):
-            raise ValueError("no storage")
-        return _Storage(_STORAGES.get(kind.name.removesuffix("Storage"), kind.name), key, count)
 
 
 class _Reader:
@@ -140,9 +50,9 @@ class _Reader:
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """(name, leaf) of everything in the file. Raises EvidenceError, and anything for what is damaged."""
-        loaded = _Unpickler(io.BytesIO(bytes(self._bytes(self._members[f"{self._root}data.pkl"]))), self._path).load()
+        loaded = Unpickler(io.BytesIO(bytes(self._bytes(self._members[f"{self._root}data.pkl"]))), self._path).load()
         total = 0
-        for name, leaf in _flatten(loaded, self._path):
+        for name, leaf in flatten(loaded, self._path):
             read = self._leaf(leaf, f"{self._path}: {one_line(name, 80)}")
             total += read.nbytes if isinstance(read, np.ndarray) else 0
             if total > SHARING_LIMIT * self._size:
@@ -152,16 +62,18 @@ class _Reader:
 
     def _leaf(self, leaf: Any, where: str) -> Any:
         """A tensor as an array of its stored bits, a plain value as it is, the name of anything else."""
-        if isinstance(leaf, _Tensor):
+        if isinstance(leaf, Tensor):
             return self._array(leaf, where)
-        if isinstance(leaf, _Named):
+        if isinstance(leaf, Named):
             if leaf.name.startswith("_rebuild_"):
                 raise mismatch(where, f"a tensor of another kind ({one_line(leaf.name, 80)})", "a dense tensor")
+            return f"<{leaf.name}>"
+        if isinstance(leaf, Opaque | Global):
             return f"<{leaf.name}>"
         plain = leaf is None or isinstance(leaf, str | float) or (isinstance(leaf, int) and leaf.bit_length() <= 64)
         return leaf if plain else f"<{type(leaf).__name__}>"
 
-    def _array(self, tensor: _Tensor, where: str) -> Array:
+    def _array(self, tensor: Tensor, where: str) -> Array:
         if tensor.dtype not in _NUMBERS and tensor.dtype not in _BITS:
             raise mismatch(where, f"a tensor of {one_line(tensor.dtype, 80)}", "a dense tensor of numbers")
         dtype = np.dtype(_BITS.get(tensor.dtype, tensor.dtype)).newbyteorder(">" if self._big else "<")
@@ -182,7 +94,7 @@ class _Reader:
         array = np.negative(array) if tensor.bits.get("neg") else array
         return raw_bits(tensor.dtype, array) if tensor.dtype in _BITS else array
 
-    def _storage(self, storage: _Storage, where: str) -> Array:
+    def _storage(self, storage: Storage, where: str) -> Array:
         if storage.key not in self._storages:
             member = self._members.get(f"{self._root}data/{storage.key}")
             if member is None:
@@ -229,30 +141,6 @@ def torch_leaves(
     except Exception as error:  # a damaged archive or pickle makes its reader raise anything
         found = f"a damaged checkpoint ({type(error).__name__}: {one_line(str(error), 120)})"
         raise mismatch(path, found, "a whole one") from None
-
-
-def _flatten(loaded: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    """(name, leaf) of nested dictionaries, lists and tuples. Raises EvidenceError for cycles and for name clashes."""
-    stack = [("", loaded)]
-    if isinstance(loaded, dict) and "adapter" in loaded and loaded.keys() <= {"adapter", "meta"}:
-        stack = [("", loaded.get("meta", {})), ("", loaded["adapter"])]
-    names: set[str] = set()
-    nodes = 0
-    while stack:
-        name, value = stack.pop()
-        nodes += 1
-        if nodes > NODES_LIMIT or len(name) > NAME_LIMIT:
-            raise mismatch(path, "values nested without end", f"at most {NODES_LIMIT:,} values with names of their own")
-        if isinstance(value, dict | list | tuple):
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if not isinstance(key, str | int) or (isinstance(key, int) and key.bit_length() > 64):
-                    raise mismatch(path, f"a key of type {type(key).__name__}", "names, and whole numbers of 64 bits")
-                stack.append((f"{name}.{key}" if name else str(key), item))
-        elif name in names:
-            raise mismatch(path, f"two values of the name {one_line(name, 80)!r}", "each name once")
-        else:
-            names.add(name)
-            yield name, value
 
 
 def bytes_of(shape: Sequence[int], dtype: np.dtype[Any], where: object) -> int:

@@ -224,7 +224,11 @@ def agreement(run: RunEvidence) -> tuple[int, list[str]]:
     if run.gives("checkpoint") and run.output("checkpoint").copy:
         copy = run.checkpoint_path
         path = copy if run.promises("checkpoint") else Path(run.output("checkpoint").path)
-        sha256, size, digest = file_sha256(copy), copy.stat().st_size, None
+        digest = None
+        if copy.is_dir():
+            sha256, size = run.checkpoint.sha256, run.checkpoint.bytes
+        else:
+            sha256, size = file_sha256(copy), copy.stat().st_size
         for where, source in (("report", report), ("status", status)):
             if "checkpoint_sha256" in source:
                 agree(f"{where}: checkpoint_sha256", source["checkpoint_sha256"], sha256, "the file gives")

@@ -1,4 +1,4 @@
-"""Copies of what a lane leaves, whatever lies there."""
+"""Copies of what a lane leaves, whatever lies there; and whether it was written since."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import shutil
 import stat
 from pathlib import Path
+
+from harness.evidence import EvidenceError, checkpoint_files
+from harness.runs.footprint import Stamp, stamp
 
 COPY_LIMIT = 16 << 30  # bytes
 
@@ -39,3 +42,38 @@ def copied(source: Path, target: Path) -> str | None:
                 return f"a file, and no room for its copy in {target.parent}"
             return f"a file that cannot be copied ({error.strerror})"
     return None
+
+
+def copied_folder(source: Path, target: Path) -> str | None:
+    """The same for a folder that is a checkpoint: copies of its files that are parts of one."""
+    try:
+        names = checkpoint_files(source)
+    except EvidenceError as error:
+        return str(error)
+    if not names:
+        return "a folder with no checkpoint in it"
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if trouble := copied(source / name, target / name):
+            shutil.rmtree(target)
+            return f"{trouble}: {name}"
+    return None
+
+
+Stamps = dict[str, Stamp]
+
+
+def stamps(path: Path, *, inside: bool) -> Stamps:
+    """What changes when a file is written, by name; of a folder, with `inside`, for each part of a checkpoint in it."""
+    names = [""]
+    if inside and path.is_dir():
+        try:
+            names = checkpoint_files(path)
+        except EvidenceError:
+            names = [""]
+    return {name: found for name in names if (found := stamp(path / name)) is not None}
+
+
+def left_over(before: Stamps, after: Stamps) -> list[str]:
+    """What was there before, and was not written."""
+    return [name for name, found in after.items() if before.get(name) == found]

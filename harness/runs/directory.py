@@ -53,7 +53,7 @@ def make_empty(run_dir: Path) -> None:
         facts = parse_json(read_bytes(record, JSON_LIMIT, "the record of a run"), record)
         for path in sorted(run_dir.rglob("*")):
             is_folder = path.is_dir() and not path.is_symlink()
-            if not is_folder and not (_is_left(path, run_dir / WORK, facts) or _is_of_run(path, facts)):
+            if not is_folder and not (_is_left(path, run_dir / WORK, facts) or _is_of_run(path, run_dir, facts)):
                 raise mismatch(path, "a file that the earlier run's record does not list as it is", expected)
         for path in run_dir.iterdir():  # but for the record, which the next run replaces, and the history
             if path.is_dir() and not path.is_symlink():
@@ -69,6 +69,12 @@ def left_in(work: Path) -> dict[str, list[int]]:
     return {str(path.relative_to(work)): status[2:4] for path in files if (status := stamp(path))}
 
 
+def files_in(run_dir: Path, name: str) -> list[str]:
+    """A copy's file, or those of a folder, relative to the run directory."""
+    place = run_dir / name
+    return [str(path.relative_to(run_dir)) for path in place.rglob("*") if path.is_file()] if place.is_dir() else [name]
+
+
 def _is_left(path: Path, work: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file lies in the lane's own folder as its run left it. Of one that was killed nothing is listed."""
     if not path.is_relative_to(work):
@@ -77,14 +83,15 @@ def _is_left(path: Path, work: Path, facts: Mapping[str, Any]) -> bool:
     return not isinstance(left, dict) or left.get(str(path.relative_to(work))) == (stamp(path) or [])[2:4]
 
 
-def _is_of_run(path: Path, facts: Mapping[str, Any]) -> bool:
+def _is_of_run(path: Path, run_dir: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file lies there because of the run with these facts. Raises OSError."""
+    name = path.relative_to(run_dir)
     files, plain = facts.get("left", facts.get("files")), path.is_file() and not path.is_symlink()
     ended = "files" in facts or "left" in facts
-    if not ended and plain and (path.name in ("lane.log", *COPIES.values()) or path.stem in _STEMS):
+    if not ended and plain and (path.name in ("lane.log", *COPIES.values()) or Path(name.parts[0]).stem in _STEMS):
         return True  # it was killed before it could list them; the folder was empty when it began
-    if plain and isinstance(files, dict) and path.name in files:
-        return bool(file_sha256(path) == files[path.name])
+    if plain and isinstance(files, dict) and str(name) in files:
+        return bool(file_sha256(path) == files[str(name)])
     try:
         known = (
             SCHEMA,

@@ -30,9 +30,8 @@ from harness.evidence.errors import mismatch
 from harness.evidence.record import RUN_FILE, SCHEMA
 from harness.evidence.watched import FOLDER
 from harness.numerics.digest import file_sha256
-from harness.runs.copies import copied
-from harness.runs.directory import COPIES, WORK, left_in, make_empty, usable
-from harness.runs.footprint import stamp
+from harness.runs.copies import Stamps, copied, copied_folder, left_over, stamps
+from harness.runs.directory import COPIES, WORK, files_in, left_in, make_empty, usable
 from harness.runs.process import Ended, Process
 from harness.runs.table import Lane
 from harness.runs.unended import NOT_ITS_TO_USE, Word, now, own_status
@@ -102,7 +101,7 @@ class LaneRun:
         if not self._cwd.is_dir():
             raise mismatch(f"[tool.harness.lanes.{lane.name}] cwd", f"no folder {self._cwd}", "the folder to run in")
         self._initial = self._keep_initial()
-        self._before = {what: stamp(path) for what, path in self._paths().items()}
+        self._before = {what: self._stamps(path) for what, path in self._paths().items()}
         self._limit_s = lane.time_limit(self._environ)
         fds: tuple[int, ...] = ()
         if hold is not None and lane.table.in_place:
@@ -134,12 +133,15 @@ class LaneRun:
         outputs = {w: p for w, p in self.lane.outputs.items() if not (w == "report" and self.lane.report.output)}
         return {what: self._cwd / self._fill(path) for what, path in outputs.items()}
 
+    def _stamps(self, path: Path) -> Stamps:
+        return stamps(path, inside=not self.lane.table.in_place)
+
     def _keep_initial(self) -> str | None:
         if self.lane.table.initial_checkpoint is None:
             return None
         source = self._cwd / self._fill(self.lane.table.initial_checkpoint)
-        name = f"initial{source.suffix}"
-        if trouble := copied(source, self.run_dir / name):
+        name = "initial" if source.is_dir() else f"initial{source.suffix}"
+        if trouble := (copied_folder if source.is_dir() else copied)(source, self.run_dir / name):
             where = f"[tool.harness.lanes.{self.lane.name}] initial_checkpoint"
             raise mismatch(where, f"{source}: {trouble}", "the checkpoint that training starts from")
         return name
@@ -216,16 +218,19 @@ class LaneRun:
         lane = self.lane
         outputs: dict[str, Any] = {}
         for what, path in self._paths().items():
-            now_there = stamp(path)
-            written = now_there is not None and now_there != self._before[what]
+            now_there = self._stamps(path)
+            stale = left_over(self._before[what], now_there)
+            written = bool(now_there) and not stale
             if lane.table.in_place:
                 inside = path.is_relative_to(self.run_dir)
                 copy: str | None = str(path.relative_to(self.run_dir) if inside else path)
                 found = "a folder" if path.is_dir() else "a file"
-                if now_there is None:
+                if not now_there:
                     copy, found = None, "no such file"
             else:
                 copy, found = self._copy(what, path)
+                if copy and any(stale):
+                    found = f"{stale[0]}, which this run did not write"
             outputs[what] = {"path": str(path), "copy": copy, "written": written, "found": found}
         if lane.report.output:
             shutil.copyfile(self.run_dir / "lane.log", self.run_dir / COPIES["report"])
@@ -244,7 +249,8 @@ class LaneRun:
                 "lane.log",
                 self._initial,
             }
-            known["left"] = {name: file_sha256(self.run_dir / name) for name in sorted(filter(None, copies))}
+            names = [file for name in filter(None, copies) for file in files_in(self.run_dir, name)]
+            known["left"] = {name: file_sha256(self.run_dir / name) for name in sorted(names)}
             known["work"] = left_in(self.run_dir / WORK)
         if "manifest" not in lane.formats:
             manifest = outputs.get("manifest")
@@ -270,6 +276,9 @@ class LaneRun:
 
     def _copy(self, what: str, path: Path) -> tuple[str | None, str]:
         """The name of a file's copy in the run directory, if there is one, and what was found."""
+        if what == "checkpoint" and path.is_dir():
+            trouble = copied_folder(path, self.run_dir / COPIES[what])
+            return (None, trouble) if trouble else (COPIES[what], "a folder")
         name = COPIES[what] + (path.suffix if what == "checkpoint" else "")
         if trouble := copied(path, self.run_dir / name):
             return None, trouble
@@ -293,6 +302,7 @@ class LaneRun:
             "report_begin": lane.report.begin,
             "vocabulary": lane.table.vocabulary,
             "numerics": lane.table.numerics,
+            "tensors": {"include": lane.table.tensors.include, "exclude": lane.table.tensors.exclude},
             "went_on": [f"{k}={v}" for k, v in sorted(lane.table.goes_on.items()) if self._environ.get(k) == v],
         }
         write_json(self.run_dir / RUN_FILE, {**about, **known})

@@ -47,7 +47,7 @@ class StatusTable(Struct, forbid_unknown_fields=True):
     """`status`: where it lies, the (dotted) names of state and loss in it, and the word for a run that completed."""
 
     path: Line
-    state: Line = "status"
+    state: Line | None = None  # where a table names none: `status`, or if there is none, the exit code says it
     completed: Line = "completed"
     loss: Line = "loss"
 
@@ -66,6 +66,13 @@ class AudioTable(Struct, forbid_unknown_fields=True):
     path: Line
     env: Line | None = None
     folder_env: Line | None = None
+
+
+class TensorsTable(Struct, forbid_unknown_fields=True):
+    """`tensors`: patterns for the names of the checkpoint's tensors that are judged; all, where it names none."""
+
+    include: list[Line] = field(default_factory=list)
+    exclude: list[Line] = field(default_factory=list)
 
 
 class WatchTable(Struct, forbid_unknown_fields=True):
@@ -102,6 +109,7 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
     watch: WatchTable = field(default_factory=WatchTable)
     environment: Line | None = None
     checkpoint: Line | None = None
+    tensors: TensorsTable = field(default_factory=TensorsTable)
     initial_checkpoint: Line | None = None
     promises: list[Literal["status", "manifest", "report", "tokens", "trace", "environment", "checkpoint"]] = field(
         default_factory=list
@@ -149,7 +157,7 @@ class Lane:
     def status(self) -> StatusTable:
         """Where the status says what."""
         status = self.table.status
-        return status if isinstance(status, StatusTable) else StatusTable(path=status or "none")
+        return status if isinstance(status, StatusTable) else StatusTable(path=status or "none", state="status")
 
     @property
     def report(self) -> ReportTable:
@@ -222,6 +230,9 @@ class Lane:
     def settings(self) -> dict[str, str]:
         """What the table says of the computation, by name: it is part of a baseline's key."""
         settings = {"command": " ".join(self.table.command), "cwd": self.table.cwd}
+        for key in ("include", "exclude"):
+            if patterns := getattr(self.table.tensors, key):
+                settings[f"tensors.{key}"] = " ".join(patterns)
         return settings | {f"env.{name}": value for name, value in sorted(self.table.env.items())}
 
 
@@ -274,7 +285,8 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) or name in TAKEN:
         raise error("", "this name", f"small letters, digits, _ and -, and none of {', '.join(TAKEN)}")
-    inner = {"status": StatusTable, "report": ReportTable, "audio": AudioTable, "watch": WatchTable}
+    inner = {"status": StatusTable, "report": ReportTable, "audio": AudioTable, "watch": WatchTable,
+             "tensors": TensorsTable}  # fmt: skip
     for key, one, kind in (("", value, Table), *((f"{key}.", _get(value, key), kind) for key, kind in inner.items())):
         for unknown in one.keys() - {*kind.__struct_fields__} if isinstance(one, dict) else ():
             near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)

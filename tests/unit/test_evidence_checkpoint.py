@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import dataclasses
+import datetime
+import http
 import io
 import json
 import os
 import pickle
+import random
 import struct
+import subprocess
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -121,9 +129,119 @@ def test_a_hostile_pickle_is_refused_unread(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_what_is_refused_is_named(tmp_path: Path) -> None:
-    message = refused(saved(tmp_path / "a.pt", {"x": Opaque()}))
-    assert "could execute code (GLOBAL " in message and "test_evidence_checkpoint.Opaque)" in message
+def test_an_object_is_named_and_not_made(tmp_path: Path) -> None:
+    found = read_checkpoint(saved(tmp_path / "a.pt", {"w": tensor(1), "x": Opaque()}))
+    assert list(found.tensors) == ["w"] and found.meta["x"].endswith("test_evidence_checkpoint.Opaque>")
+    message = refused(saved(tmp_path / "a.pt", Opaque()))
+    assert "no tensor, but an object <" in message and "test_evidence_checkpoint.Opaque>" in message
+
+
+@dataclasses.dataclass
+class Config:
+    """As people keep beside their tensors."""
+
+    width: int
+    place: Path
+    inner: Any = None
+
+
+def test_what_lies_beside_the_tensors_is_listed(tmp_path: Path) -> None:
+    import torch
+
+    config = Config(3, Path("/tmp/x"), argparse.Namespace(rate=0.1, mean=tensor(2)))
+    config.inner.config = config  # a circle
+    state = {
+        "model": torch.nn.Linear(1, 1),
+        "config": config,
+        "when": datetime.datetime(2026, 1, 1),
+        "kind": http.HTTPStatus.OK,
+        "of": collections.defaultdict(list, {"a": [tensor(3)]}),
+        "best": np.float64(0.5),
+        "seen": {1, 2},
+        "w": tensor(1),
+    }
+    for protocol in (2, 4):
+        found = read_checkpoint(saved(tmp_path / "a.pt", state, pickle_protocol=protocol))
+        assert sorted(found.tensors) == [
+            "config.inner.mean", "model._parameters.bias", "model._parameters.weight", "of.a.0", "w"
+        ]  # fmt: skip
+        assert found.meta["config.width"] == 3 and found.meta["config.inner.rate"] == 0.1
+        assert found.meta["config.place"] == "<pathlib.PosixPath>" and found.meta["kind"] == "<http.HTTPStatus>"
+        assert found.meta["config.inner.config"] == found.meta["config"] and "Config>" in found.meta["config"]
+        assert found.tensors["model._parameters.weight"].tolist() == state["model"].weight.tolist()
+
+
+def test_an_omegaconf_beside_tensors(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    state = {"cfg": OmegaConf.create({"lr": 0.1, "dirs": ["/a", "/b"]}), "w": tensor(1)}
+    found = read_checkpoint(saved(tmp_path / "a.pt", state))
+    assert list(found.tensors) == ["w"] and found.meta["cfg"] == "<omegaconf.dictconfig.DictConfig>"
+    assert 0.1 in found.meta.values() and "/b" in found.meta.values()
+
+
+class Caller:
+    """Pickled as a call of whatever is given, with a state."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.made = function, arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize("function", [eval, exec, compile, __import__, os.system, os.remove, subprocess.run, open])
+def test_what_would_run_something_is_refused(function: Any, tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "a.pt", {"w": tensor(1), "x": Caller(function, "touch executed")}))
+    assert "refused unread" in message and "GLOBAL" in message
+
+
+def test_a_call_of_anything_else_makes_nothing(tmp_path: Path) -> None:
+    """Neither a class nor a function of the file's choice, nor `getattr` on one, nor a state for what is ours."""
+    marker = tmp_path / "executed"
+    state = {"w": tensor(1), "x": Caller(Path.touch, marker), "y": Caller(getattr, Path, "touch")}
+    found = read_checkpoint(saved(tmp_path / "a.pt", state))
+    assert list(found.tensors) == ["w"] and not marker.exists()
+    assert found.meta["y"] == "<builtins.getattr>" or found.meta["y"] == "<__builtin__.getattr>"
+
+
+def test_the_reader_cannot_be_changed_by_what_it_reads(tmp_path: Path) -> None:
+    import torch
+
+    class Changes(pickle._Pickler):
+        def save(self, value: Any, save_persistent_id: bool = True) -> None:
+            super().save(value, save_persistent_id)
+            if value is collections.OrderedDict:
+                super().save((None, {"keys": "changed"}))
+                self.write(pickle.BUILD)
+
+    module = types.SimpleNamespace(**{**vars(pickle), "Pickler": Changes})
+    torch.save({"w": tensor(1), "x": collections.OrderedDict}, tmp_path / "a.pt", pickle_module=module)
+    assert "a damaged checkpoint (ValueError: a state of type" in refused(tmp_path / "a.pt")
+    assert list(read_checkpoint(saved(tmp_path / "b.pt", collections.OrderedDict(w=tensor(1)))).tensors) == ["w"]
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    import torch
+
+    path = saved(tmp_path / "rng_state.pth", {"python": random.getstate(), "numpy": np.random.get_state(),
+                                              "cpu": torch.get_rng_state()})  # fmt: skip
+    assert "found the state of random number generators" in refused(path)
+    for head, says in {
+        pickle.dumps({"a": 1}): "a bare pickle, which is not read, because that could execute code",
+        pickle.dumps({"a": 1}) + b"joblib.numpy_pickle": "joblib's pickle, which is not read",
+        b"{L\x00\x00\x00\x00\x00\x00\x00\x02i\x07learner": "UBJSON (of XGBoost's, say)",
+        b"x\x9cjoblib": "a zlib file (of joblib's, say)",
+        b"\x89HDF\r\n\x1a\n": "an HDF5 file (of Keras, say)",
+        b"tree\nversion=v4": "a LightGBM model in text",
+        b'{"a": 1}': "JSON",
+        b"words": "a text",
+    }.items():
+        path.write_bytes(head)
+        assert says in refused(path)
+        assert "truncated" not in refused(path)
+    path.write_bytes(b"PK\x03\x04")
+    assert "is it truncated?" in refused(path)
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -302,7 +420,7 @@ def test_names_have_a_limit(tmp_path: Path) -> None:
 
 
 def test_values_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.evidence.torch_file.NODES_LIMIT", 3)
+    monkeypatch.setattr("harness.evidence.pickled.NODES_LIMIT", 3)
     assert read_checkpoint(saved(tmp_path / "a.pt", {"w": tensor(1), "lr": 0.1})).meta == {"lr": 0.1}
     assert "nested without end" in refused(saved(tmp_path / "a.pt", {"w": tensor(1), "lr": 0.1, "n": 2}))
 
@@ -314,7 +432,7 @@ def test_nesting_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     wide: Any = "text"
     for _ in range(40):
         wide = {"a": wide, "b": wide}
-    monkeypatch.setattr("harness.evidence.torch_file.NODES_LIMIT", 1000)
+    monkeypatch.setattr("harness.evidence.pickled.NODES_LIMIT", 1000)
     assert "nested without end" in refused(saved(tmp_path / "a.pt", wide))
 
 
