@@ -32,6 +32,9 @@ def likely_cause(
         only = f" Of {len(every)} tensors only {next(iter(differing))} differs."
     if item.part == "dataset":
         return "the audio itself differs; everything after it follows"
+    is_watched = any(s.rates for s in expected.steps[:1])
+    if phase == "data" and is_watched:
+        return f"at step {step} the batch is another: the data, their order, or what is made of them on the way{seed}"
     if phase == "data":
         return (
             f"from step {step} on other chunks are drawn, or in another order: the seed or the drawing of batches{seed}"
@@ -45,7 +48,8 @@ def likely_cause(
         return f"the same chunks gave another batch at step {step}: how tokens are cut or put together"
     if phase == "start":
         if item.what.startswith("norm of the initial"):
-            return f"the adapters start elsewhere: their initialisation, or what it draws from{seed}.{only}"
+            what = "trained tensors" if is_watched else "adapters"
+            return f"the {what} start elsewhere: their initialisation, or what it draws from{seed}.{only}"
         if item.what.startswith("setting of"):
             return f"the optimizer is given another setting: {item.what.removeprefix('setting of ')}"
         if item.what == "digest of the frozen model":
@@ -82,7 +86,9 @@ def likely_cause(
         )
     if phase == "backward":
         hidden = (
-            "the adapters' forward function (which no loss shows while they are the identity), " if step == 1 else ""
+            "the adapters' forward function (which no loss shows while they are the identity), "
+            if step == 1 and not is_watched
+            else ""
         )
         return (
             f"{since}the losses agree and the gradients do not: {hidden}backward pass, a mask, what is detached.{only}"

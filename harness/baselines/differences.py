@@ -118,7 +118,8 @@ def walk(obtained: Result, expected: Result, rule: Rule) -> Iterator[Item]:
         each = list(itertools.zip_longest(a.batch.split("/"), b.batch.split("/"), fillvalue="none"))
         other = [str(rank) for rank, (x, y) in enumerate(each) if x != y]
         whose = f" of rank {' and '.join(other[:3])}" if other and len(each) > 1 else ""
-        return text("loss", b.step, "tokens", f"digest of the batch{whose}, step {b.step}", a.batch, b.batch)
+        phase = "data" if b.rates else "tokens"
+        return text("loss", b.step, phase, f"digest of the batch{whose}, step {b.step}", a.batch, b.batch)
 
     yield text("dataset", 0, "data", "dataset digest", obtained.dataset_digest, expected.dataset_digest)
     yield text("tokens", 0, "tokens", "tokens digest", obtained.tokens_digest, expected.tokens_digest)

@@ -92,17 +92,24 @@ def is_compiling() -> bool:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits for an input: its tensors' dtypes, shapes and bits, and what else is plain in it, in order.
+    """16 hex digits for an input: its tensors' dtypes, shapes, bits, and what else is plain in it, in order; "" where
+    there is no tensor in it.
 
     Of a tensor the first 4 million values count. What a model computed (it has a graph behind it) is no input."""
-    found = hashlib.blake2b(digest_size=8)
+    found, is_empty = hashlib.blake2b(digest_size=8), True
     for part in _parts(value, 0):
         if isinstance(part, torch.Tensor):
-            tensor = plain(part)
+            tensor, is_empty = plain(part), False
             found.update(f"{tensor.dtype} {list(tensor.shape)} {bits(tensor.reshape(-1)[:DIGESTED]):x}".encode())
         else:
             found.update(repr(part).encode("utf-8", "backslashreplace"))
-    return found.hexdigest()
+    return "" if is_empty else found.hexdigest()
+
+
+def together(digests: list[str]) -> str:
+    """16 hex digits for several digests in order; `none` for none."""
+    text = " ".join(filter(None, digests))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if text else "none"
 
 
 def _parts(value: Any, depth: int) -> Iterator[Any]:

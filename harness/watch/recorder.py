@@ -36,6 +36,7 @@ from .measure import (
     settings,
     sketch_function,
     text,
+    together,
 )
 from .names import class_name, first_here, is_part, named_modules, named_parameters
 
@@ -219,7 +220,7 @@ class Recorder:
             "backwards": self.backwards,
             "losses": [text(float(loss) / self.scale) for loss in self.losses],
             "learning_rates": list(map(text, rates)),
-            "batch": digest([*self.loaded, *self.inputs]) if self.loaded or self.inputs else "none",
+            "batch": together([*self.loaded, *self.inputs]),
         }
         self.seen_inputs |= line["batch"] != "none"
         if self.outputs:
