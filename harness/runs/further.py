@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -109,7 +110,7 @@ class FurtherRuns:
                 run = LaneRun(
                     self.lane,
                     run_dir,
-                    environ=self.lane.table.further_env,
+                    environ=self._seed_of_hashes(run_dir.name) | self.lane.table.further_env,
                     audio=audio,
                     root=root,
                     numeric_class=lambda: load_run(self.first).record.numeric_class,
@@ -119,6 +120,14 @@ class FurtherRuns:
                 for line in self._footprint.put_back() if self._footprint is not None else ():
                     say(f"lane: {line}")
         return load_run(run_dir, run_id=run.run_id, told=run.report)
+
+    def _seed_of_hashes(self, kind: str) -> dict[str, str]:
+        """A caller that sets PYTHONHASHSEED hides what is seeded by `hash()` or depends on the order of a set: a second
+        run gets another one. One that the table sets is the lane's own."""
+        seed = os.environ.get("PYTHONHASHSEED", "random")
+        if kind != AGAIN or not seed.isdigit() or "PYTHONHASHSEED" in self.lane.table.env:
+            return {}
+        return {"PYTHONHASHSEED": str((int(seed) + 1) % (1 << 32))}
 
     def _start_from(self, root: Path, run_dir: Path) -> RunEvidence:
         """A run of another checkout. What training starts from is in the baseline's key, so it is the one that lies

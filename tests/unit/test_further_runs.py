@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.evidence import EvidenceError, NotApplicable
+from harness.evidence import EvidenceError, NotApplicable, load_run
 from harness.runs.further import FurtherRuns
 from harness.runs.run import LaneRun
 from harness.runs.table import parse_lane
@@ -65,3 +65,20 @@ def test_a_lane_that_fails_again_says_so(further: Callable[[int | None], Further
     assert failure is not None and "exited with 2" in failure
     with pytest.raises(EvidenceError):
         _ = runs.again().checkpoint
+
+
+@pytest.mark.parametrize(("own", "same"), [({}, False), ({"PYTHONHASHSEED": "0"}, True)], ids=["callers", "own"])
+def test_a_seed_of_hashes_that_the_caller_sets_hides_nothing(
+    own: dict[str, str], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run gets another one, unless the table sets it."""
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    code = "import os, numpy as np\nnp.savez(os.environ['LANE_RUN_DIR'] + '/out.npz', seed=abs(hash('voice')) % 1000)\n"
+    (tmp_path / "lane.py").write_text(code)
+    table = {"command": ["{python}", "lane.py"], "checkpoint": "{run_dir}/out.npz", "env": own}
+    lane = parse_lane("mine", table, tmp_path)
+    first = LaneRun(lane, tmp_path / "first").wait()
+    silent = contextlib.nullcontext(lambda line: None)
+    again = FurtherRuns(lane, first.run_dir, tmp_path / "store", None, lambda: silent).again()
+    digests = {load_run(first.run_dir).checkpoint.tensor_digest, again.checkpoint.tensor_digest}
+    assert (len(digests) == 1) == same
