@@ -7,10 +7,12 @@ import dataclasses
 import datetime
 import fcntl
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from harness.base.git import GitFailed, git
 from harness.baselines.baseline import Baseline, BaselineError, Code, Provenance
 from harness.baselines.compare import BITS, compare_result, exact_rule, tolerance_for
 from harness.baselines.differences import first_divergence, rows, table, walk
@@ -105,7 +107,16 @@ def record(
             _write(path, text)
         except OSError as error:
             raise RecordRefused(f"{path} cannot be written, and is as it was: {error.strerror}") from None
-    return [f"{'recorded' if old is None else 'changed'} {path}", *lines]
+    return [f"{'recorded' if old is None else 'changed'} {path}", *lines, *_ignored(path)]
+
+
+def _ignored(path: Path) -> list[str]:
+    """A line where git ignores a recording: nobody else would get it."""
+    try:
+        git(path.absolute().parent, "check-ignore", "-q", path.name)
+    except GitFailed:  # it does not ignore it, or there is no git
+        return []
+    return [f"  git ignores this file, and nobody else will have it; next: git add -f {shlex.quote(str(path))}"]
 
 
 def baseline_of(result: Result, provenance: Provenance, path: Path) -> Baseline:

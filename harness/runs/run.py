@@ -270,7 +270,7 @@ class LaneRun:
                 "numeric_class": numeric_class,
                 "settings_digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
                 "settings": settings,
-                "environment": _environment(),
+                "environment": _environment(self._environ),
             }
         )
 
@@ -322,15 +322,22 @@ class LaneRun:
         return True
 
 
-def _environment() -> dict[str, Any]:
-    """What is known of what the lane computes with: of the machine, and of the packages beside the harness."""
+# Of these a result depends: in how many parts sums are added up, in which order a set is gone through, which kernels.
+NUMERIC_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED",
+                     "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES")  # fmt: skip
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What is known of what the lane computes with: of the machine, of the packages beside the harness, and of the
+    variables of its process."""
 
     def packages() -> Iterator[tuple[str, str]]:
         for name in ("numpy", "torch", "jax", "tensorflow", "safetensors"):
             with contextlib.suppress(PackageNotFoundError):
                 yield name, version(name)
 
-    return {"python": platform.python_version(), "machine": platform.machine(), "packages": dict(packages())}
+    return {"python": platform.python_version(), "machine": platform.machine(), "packages": dict(packages()),
+            "variables": {name: environ[name] for name in NUMERIC_VARIABLES if name in environ}}  # fmt: skip
 
 
 def _moved(search: str, root: Path, checkout: Path) -> str:
