@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "changed": Command("harness.present.changed:changed", "whether the lane changed against a base, and by what"),
     "summary": Command("harness.present.summary:summary", "a run in Markdown, as a CI job's summary shows it"),
     "promotion-check": Command("harness.promotion:main", "whether a directory may go to production; why not"),
+    "init": Command("harness.runs.propose:main", "look at a project and propose the table of its lane"),
     "watch": Command("harness.runs.watch:main", "run any PyTorch program and record what it computes in each step"),
     "generate": Command("harness.lane.generate:generate", "audio from a model, with a trained adapter or without it"),
     "listen": Command("harness.present.listen:listen", "clips of a run to listen to, and its page with them"),
