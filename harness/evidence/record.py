@@ -53,7 +53,8 @@ class RunRecord(Told, kw_only=True):
     """A run of a lane. What is known only at the run's end is not there before: an EvidenceError.
 
     `formats`: which of its files are in a format of docs/evidence.md. `numerics`: how results compare,
-    as the trace's header says or to the bit in one numeric class. `went_on`: the settings with which it began from what
+    as the trace's header says or to the bit in one numeric class. `on_purpose`: what a watched program is said to do
+    on purpose. `went_on`: the settings with which it began from what
     lay in its folder, and not from nothing. `left`: the SHA-256 of each file that the run left in
     its directory; `work`: size and time (ns) of each in the lane's own folder there.
     """
@@ -71,6 +72,7 @@ class RunRecord(Told, kw_only=True):
     vocabulary: Count | None
     numerics: Literal["bits", "traced"]
     tensors: Tensors = field(default_factory=Tensors)
+    on_purpose: list[Text] = field(default_factory=list)
     went_on: list[Text] = field(default_factory=list)
     state: Literal["running", "ended"]
     initial: Text | None = None

@@ -33,13 +33,14 @@ class Header(Struct):
 
 
 class Tensor(Struct):
-    """A parameter of the program; `optimizer`: the number of the one that has it; `part`: whether the process holds a
-    part of it (FSDP), of which its norms and bits are."""
+    """A parameter of the program; `optimizer`: the number of the one that has it, and `group` its group there; `part`:
+    whether the process holds a part of it (FSDP), of which its norms and bits are."""
 
     kind: Text
     trainable: bool
     optimizer: Count | None
     part: bool = False
+    group: Count | None = None
 
 
 class Optimizer(Struct):
@@ -76,15 +77,29 @@ class WatchedStep(Struct):
     forward: dict[str, tuple[HexFloat, Hex16]] = {}
     no_gradient: list[str] = []
     kept_gradient: list[str] = []
+    no_optimizer: list[str] = []
     in_evaluation_mode: list[str] = []
     evaluations_in_train_mode: Count = 0
+    random_part: str = ""
+
+
+class Scheduler(Struct):
+    """A learning-rate scheduler, of which optimizer it is, and how often the program called its `step`."""
+
+    kind: Text = field(name="class")
+    optimizer: Count
+    steps: Count
 
 
 class End(Struct):
-    """The last line, where the process came to its end: how many steps, and what could not be seen."""
+    """The last line, where the process came to its end: how many steps, what could not be seen, and evaluations after
+    the last step."""
 
     steps: Count
     unseen: list[str]
+    schedulers: list[Scheduler] = []
+    evaluations_in_train_mode: Count = 0
+    random_part: str = ""
 
 
 PARTS: dict[str, type[Struct]] = {"header": Header, "tensors": Tensors, "step": WatchedStep, "end": End}

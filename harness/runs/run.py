@@ -305,6 +305,8 @@ class LaneRun:
             "tensors": {"include": lane.table.tensors.include, "exclude": lane.table.tensors.exclude},
             "went_on": [f"{k}={v}" for k, v in sorted(lane.table.goes_on.items()) if self._environ.get(k) == v],
         }
+        if lane.is_watched:
+            about["on_purpose"] = lane.table.watch.on_purpose
         write_json(self.run_dir / RUN_FILE, {**about, **known})
 
     def _trim_report(self, path: Path) -> bool:

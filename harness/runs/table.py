@@ -27,6 +27,7 @@ from msgspec import Meta, Struct, field
 from harness.evidence import EvidenceError
 from harness.evidence.errors import show
 from harness.evidence.formats import FORMATS
+from harness.evidence.on_purpose import unknown as unknown_purpose
 from harness.evidence.report import REPORT_TITLE
 from harness.evidence.strict import Line, Number, as_struct
 
@@ -78,7 +79,7 @@ class TensorsTable(Struct, forbid_unknown_fields=True):
 class WatchTable(Struct, forbid_unknown_fields=True):
     """`watch`, of a lane with `trace = "watch"`: norms at every so many steps (None: by the model's size), patterns for
     the modules whose output is looked at, the size of a trace in MB, and what the program does on purpose
-    (gates/invariants.py)."""
+    (evidence/on_purpose.py)."""
 
     every: Annotated[int, Meta(ge=1)] | None = None
     modules: list[Line] = field(default_factory=list)
@@ -307,6 +308,9 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
         raise error("audio", "no way to tell the lane another path", expected)
     if "watch" in value and not lane.is_watched:
         raise error("watch", "a lane that is not watched", 'trace = "watch" beside it')
+    for entry in table.watch.on_purpose:
+        if (wrong := unknown_purpose(entry)) is not None:
+            raise error("watch.on_purpose", *wrong)
     if not lane.outputs and not lane.is_watched:
         raise error("", "nothing that the lane leaves", f"at least one of {', '.join(OUTPUTS)}")
     if missing := [what for what in table.promises if what not in lane.outputs]:

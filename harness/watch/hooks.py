@@ -25,6 +25,7 @@ from .recorder import Recorder
 
 recorder: Recorder
 looking: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()  # the hooks on each module
+counted: weakref.WeakSet[type] = weakref.WeakSet()  # the classes of schedulers
 
 
 def begin(optimizers: Any) -> None:
@@ -65,11 +66,13 @@ def adopt(optimizer: Any) -> None:
 
 def wrap_torch() -> None:
     from torch.amp.grad_scaler import GradScaler
+    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
     wrap(torch.autograd, "backward", before=recorder.before_backward, after=recorder.after_backward)
     wrap(_BaseDataLoaderIter, "__next__", after=lambda batch, *_: recorder.after_load(batch))
     wrap(GradScaler, "step", before=recorder.before_scaled_step, after=recorder.after_scaled_step)
+    wrap(LRScheduler, "__init__", after=lambda _, scheduler, *__, **___: schedule(scheduler))
     wrap(
         torch,
         "compile",
@@ -96,6 +99,15 @@ def wrap(
         return result
 
     setattr(owner, name, outer)
+
+
+def schedule(scheduler: Any) -> None:
+    """A new learning-rate scheduler: the calls of its `step` are counted, whichever class has it."""
+    for kind in type(scheduler).__mro__:
+        if "step" in vars(kind) and kind not in counted:
+            counted.add(kind)
+            wrap(kind, "step", before=lambda scheduler, *_, **__: recorder.before_schedule(scheduler))
+    recorder.schedule(scheduler)
 
 
 def attend(root: Any) -> None:

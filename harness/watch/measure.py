@@ -138,10 +138,15 @@ def flat(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
             yield from flat(item, depth + 1)
 
 
-def is_random(module: Any) -> bool:
-    """Whether a module does something else in training than in evaluation: dropout, or statistics of the batch."""
-    random = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
-    return any(isinstance(m, random) and (getattr(m, "p", 1) or 0) > 0 for m in module.modules())
+def has_input(value: Any) -> bool:
+    """Whether there is a tensor in what a module is called with that no model computed."""
+    return any(isinstance(part, torch.Tensor) for part in _parts(value, 0))
+
+
+def rate(group: Mapping[str, Any]) -> float:
+    """The learning rate of a parameter group; NaN where it has none, or the optimizer finds its own."""
+    found = group.get("lr")
+    return float("nan") if found is None else float(found)
 
 
 def settings(group: Mapping[str, Any]) -> dict[str, str]:

@@ -10,9 +10,7 @@ goes wrong here ends the recording, is said in its last line, and goes no furthe
 
 from __future__ import annotations
 
-import gc
 import json
-import math
 import os
 import sys
 import weakref
@@ -27,40 +25,27 @@ from .measure import (
     digest,
     every_for,
     flat,
+    has_input,
     hexes,
     is_full,
-    is_random,
     norms,
     plain,
     rank,
+    rate,
     settings,
     sketch_function,
     text,
     together,
 )
-from .names import class_name, first_here, is_part, named_modules, named_parameters
+from .modes import in_evaluation_mode, random_part
+from .names import first_here, is_part
+from .parameters import ByParameter, labels, owners
 
 SCHEMA = "watch_trace/1"
 SMALL = 250_000  # values of all tensors together up to which their bits are recorded at every step
 SKETCHED = 4_000_000  # values up to which there are sketches
 PROJECTIONS = 8
 NAMED = 20  # tensors that a list names
-
-
-class ByParameter:
-    """A text for each parameter that lives. (Tensors compare by value: they can be no dictionary's keys.)"""
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[Any, str]] = {}
-
-    def __contains__(self, parameter: Any) -> bool:
-        return id(parameter) in self._found and self._found[id(parameter)][0]() is parameter
-
-    def __getitem__(self, parameter: Any) -> str:
-        return self._found[id(parameter)][1]
-
-    def __setitem__(self, parameter: Any, text: str) -> None:
-        self._found[id(parameter)] = weakref.ref(parameter), text
 
 
 class Recorder:
@@ -91,13 +76,16 @@ class Recorder:
         self.roots: list[Any] = []  # weak references to modules, outermost first
         self.told: str = ""  # of the tensors, when they were last written
         self.met = ByParameter()  # parameters whose first values were written
-        self.kept: dict[int, list[Any]] = {}  # by optimizer, its gradients after its last step
-        self.cleared: set[int] = set()  # of those, the ones that were seen to be zero since
+        self.kept: dict[int, list[Any]] = {}  # by optimizer, its parameters and their gradients after its last step
+        self.cleared: set[int] = set()  # of those, the ones that were seen to be zero since, or away
+        self.schedulers: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self.scheduled: list[dict[str, Any]] = []  # what the last line says of them
         self._between()
 
     def _between(self) -> None:
         """Forget what belongs to one step."""
-        self.depth, self.backwards, self.train_mode, self.within_backward = 0, 0, 0, False
+        self.depth, self.backwards, self.train_mode, self.random = 0, 0, 0, ""
+        self.within_backward = False
         self.inputs: list[str] = []
         self.loaded: list[str] = []
         self.losses: list[Any] = []
@@ -112,6 +100,16 @@ class Recorder:
         self._here()
         self.optimizers[optimizer] = len(self.optimizers)
         self._name()
+
+    def schedule(self, scheduler: Any) -> None:
+        """A new learning-rate scheduler."""
+        if (number := self.optimizers.get(scheduler.optimizer)) is not None:
+            self.schedulers[scheduler] = {"class": type(scheduler).__name__, "optimizer": number, "steps": 0}
+            self.scheduled.append(self.schedulers[scheduler])
+
+    def before_schedule(self, scheduler: Any) -> None:
+        if scheduler in self.schedulers and not getattr(scheduler, "_is_initial", False):
+            self.schedulers[scheduler]["steps"] += 1
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._here()
@@ -145,7 +143,9 @@ class Recorder:
                     line["sketch"] = sketches
         self.kept.pop(id(optimizer), None)
         if is_full(self.steps) or is_full(self.steps + 1):  # looked at in the step after
-            self.kept[id(optimizer)] = [weakref.ref(p.grad) for p in parameters.values() if p.grad is not None]
+            self.kept[id(optimizer)] = [
+                (weakref.ref(p), weakref.ref(p.grad)) for p in parameters.values() if p.grad is not None
+            ]
         self.cleared.clear()
         self._write(line)
         self._between()
@@ -180,9 +180,10 @@ class Recorder:
             if isinstance(loss, torch.Tensor) and loss.numel() == 1:
                 self.losses.append(loss.detach().clone())
         for gradients in self.kept.values():
-            held = [g for g in (one() for one in gradients) if g is not None]
-            zero = [norm == 0.0 for norm in norms([plain(g) for g in held])]
-            self.cleared.update(id(g) for g, is_zero in zip(held, zero, strict=True) if is_zero)
+            held = [(p(), g()) for p, g in gradients if g() is not None]
+            away = [p is None or p.grad is not g for p, g in held]  # a wrapper may give the same tensor back
+            zero = [norm == 0.0 for norm in norms([plain(g) for _, g in held])]
+            self.cleared.update(id(g) for (_, g), *free in zip(held, away, zero, strict=True) if any(free))
 
     def before_forward(self, module: Any, args: Any, kwargs: Any) -> None:
         self._here()
@@ -190,9 +191,11 @@ class Recorder:
         if self.depth > 1:
             return
         if torch.is_grad_enabled():
-            self.inputs.append(digest((args, kwargs)))
-        elif module.training and is_random(module):
+            if has_input((args, kwargs)):
+                self.inputs.append(digest((args, kwargs)))
+        elif found := random_part(module):
             self.train_mode += 1
+            self.random = self.random or f"{type(module).__name__}: {found}"
 
     def after_forward(self) -> None:
         self.depth = max(0, self.depth - 1)
@@ -212,21 +215,20 @@ class Recorder:
     # What is written
 
     def _line(self, optimizer: Any) -> dict[str, Any]:
-        rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
         line: dict[str, Any] = {
             "kind": "step",
             "step": self.steps,
             "optimizer": self.optimizers.setdefault(optimizer, len(self.optimizers)),
             "backwards": self.backwards,
             "losses": [text(float(loss) / self.scale) for loss in self.losses],
-            "learning_rates": list(map(text, rates)),
+            "learning_rates": [text(rate(group)) for group in optimizer.param_groups],
             "batch": together([*self.loaded, *self.inputs]),
         }
         self.seen_inputs |= line["batch"] != "none"
         if self.outputs:
             line["forward"] = {name: [text(norm), hexes(found)] for name, (norm, found) in sorted(self.outputs.items())}
         if self.train_mode:
-            line["evaluations_in_train_mode"] = self.train_mode
+            line |= {"evaluations_in_train_mode": self.train_mode, "random_part": self.random}
         return line
 
     def _gradients(self, optimizer: Any) -> dict[str, Any]:
@@ -237,24 +239,25 @@ class Recorder:
         parameters = self._parameters(optimizer)
         there = {name: plain(p.grad) for name, p in parameters.items() if p.grad is not None}
         found: dict[str, Any] = {"grad": dict(zip(there, map(text, norms(list(there.values()))), strict=True))}
-        if missing := [name for name, p in parameters.items() if p.grad is None]:
+        if missing := [name for name, p in parameters.items() if p.grad is None and p.requires_grad]:
             found["no_gradient"] = missing[:NAMED]
-        before = {id(g) for g in (one() for one in self.kept.get(id(optimizer), [])) if g is not None} - self.cleared
-        if survived := [name for name, p in parameters.items() if p.grad is not None and id(p.grad) in before]:
+        before = {id(g()) for _, g in self.kept.get(id(optimizer), []) if g() is not None} - self.cleared
+        survived = [name for name, p in parameters.items() if p.grad is not None and id(p.grad) in before]
+        if survived and self.backwards:  # without one, what computes the gradients writes over them
             found["kept_gradient"] = survived[:NAMED]
+        if is_full(step):
+            owned = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+            free = {id(p): p for root in self._alive() for p in root.parameters() if id(p) not in owned}
+            if idle := [self.names[p] for p in free.values() if p.requires_grad and p.grad is not None]:
+                found["no_optimizer"] = idle[:NAMED]
         if self._is_full(step):
             found["grad_bits"] = {name: hexes(bits(g, first_here(parameters[name]))) for name, g in there.items()}
         return found
 
     def _state(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Which modules that learn are in evaluation mode."""
-        owned = {id(p) for p in parameters.values()}
-        found = [
-            name
-            for root in self._alive()
-            for name, module in named_modules(root)
-            if not module.training and any(id(p) in owned for p in module.parameters(recurse=False))
-        ]
+        """Which modules are in evaluation mode in or beside what learns."""
+        trained = {id(p) for p in parameters.values() if p.requires_grad}
+        found = [name for root in self._alive() for name in in_evaluation_mode(root, trained)]
         return {"in_evaluation_mode": found[:NAMED]} if found else {}
 
     def _sketches(self, values: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -267,17 +270,23 @@ class Recorder:
     def _tell_tensors(self) -> None:
         """The tensors and optimizers, where they are others than were written last: before the first step, or new.
         Of a tensor that is new also what it is before that step."""
-        where: dict[int, int] = {
-            id(p): number for o, number in self.optimizers.items() for group in o.param_groups for p in group["params"]
+        where = {
+            id(p): {"optimizer": number, "group": index}
+            for o, number in self.optimizers.items()
+            for index, group in enumerate(o.param_groups)
+            for p in group["params"]
         }
         self._name()
         everything = {id(p): p for root in self._alive() for p in root.parameters()}
-        everything |= {id(p): p for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        wanted = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        everything |= {id(p): p for p in wanted}
+        if not all(p in self.names for p in everything.values()):  # a module has got further ones
+            self.names = labels(self._alive(), wanted)
         tensors = {
             self.names[p]: {"kind": f"{str(p.dtype).removeprefix('torch.')} {'x'.join(map(str, p.shape))}",
-                              "trainable": p.requires_grad, "optimizer": where.get(key)}
+                              "trainable": p.requires_grad, "optimizer": None, **where.get(key, {})}
                               | ({"part": True} if is_part(p) else {})
-            for key, p in everything.items() if p in self.names
+            for key, p in everything.items()
         }  # fmt: skip
         optimizers = [
             {"class": type(o).__name__, "settings": [settings(group) for group in o.param_groups]}
@@ -286,7 +295,7 @@ class Recorder:
         line = {"kind": "tensors", "tensors": tensors, "optimizers": optimizers}
         if (told := json.dumps(line)) != self.told:
             self.told = told
-            new = {self.names[p]: p for p in everything.values() if p in self.names and p not in self.met}
+            new = {self.names[p]: p for p in everything.values() if p not in self.met}
             for p in everything.values():
                 self.met[p] = ""
             values = zip(new.items(), norms(list(map(plain, new.values()))), strict=True)
@@ -333,7 +342,10 @@ class Recorder:
         if self.steps and not self.seen_inputs:
             self.unseen["the batches: neither a DataLoader nor the call of a module was seen"] = None
         file, self.file = self.file, None
-        file.write(json.dumps({"kind": "end", "steps": self.steps, "unseen": list(self.unseen)}) + "\n")
+        end = {"kind": "end", "steps": self.steps, "unseen": list(self.unseen), "schedulers": self.scheduled}
+        if self.train_mode:
+            end |= {"evaluations_in_train_mode": self.train_mode, "random_part": self.random}
+        file.write(json.dumps(end) + "\n")
         file.close()
 
     def fail(self, error: Exception) -> None:
@@ -377,23 +389,8 @@ class Recorder:
         wanted = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
         if all(p in self.names for p in wanted):
             return
-        ids = {id(p) for p in wanted}
-        owners = [
-            o for o in gc.get_objects()
-            if issubclass(type(o), torch.nn.Module) and any(id(p) in ids for p in o.parameters())
-        ]  # fmt: skip
-        inner = {id(child) for owner in owners for child in owner.modules() if child is not owner}
-        place = {id(p): number for number, p in enumerate(wanted)}
-        roots = [owner for owner in owners if id(owner) not in inner]
-        roots.sort(key=lambda root: min(place[id(p)] for p in root.parameters() if id(p) in place))
-        self.names = ByParameter()
-        for number, root in enumerate(roots):
-            begin = f"{number}.{class_name(root)}." if len(roots) > 1 else ""
-            for name, p in named_parameters(root):
-                self.names[p] = begin + name
-        for number, p in enumerate(wanted):
-            if p not in self.names:
-                self.names[p] = f"parameter {number}"
+        roots = owners(wanted)
+        self.names = labels(roots, wanted)
         known = {id(root) for root in self._alive()}
         self.roots = [weakref.ref(root) for root in roots]
         for root in roots:

@@ -4,6 +4,7 @@ and by its data, and judged in two processes."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_in_two_processes_each_run_takes_place_once_and_each_gate_ends_alike(slo
 
 def _not_applicable(text: str) -> dict[str, set[str]]:
     """By reason, the gates that were not applicable."""
-    lines = text[text.index("not applicable: 1") :].split("verdict: ")[0].splitlines()[1:]
+    lines = re.split(r"not applicable: \d", text)[1].split("verdict: ")[0].splitlines()[1:]
     return {reason: set(names.split(", ")) for reason, _, names in (line.rpartition(": ") for line in lines)}
 
 

@@ -33,7 +33,7 @@ from harness.numerics.processor import forced, lacking
 
 RESULTS = MEASUREMENTS / "false_alarms.jsonl"
 CHECKOUT = ("harness", "tests/smoke", "baselines", "data", "conftest.py", "pyproject.toml")
-NOT_APPLICABLE = 6  # gates: what the voice lane's table does not give, and what takes a second training
+NOT_APPLICABLE = 18  # gates: on a watched program, what the voice lane's table does not give, a second training
 NOT_RECORDED = ("--deselect=tests/smoke/test_baseline.py",)
 LONG = "/".join(letter * 180 for letter in "abcd")
 # A caller's habits that must not reach the lane.
