@@ -65,7 +65,7 @@ class Recorder:
 
     def _reset(self) -> None:
         self.file: Any = None
-        self.written = 0
+        self.written, self.in_file = 0, 0  # characters, steps
         self.steps = 0
         self.inside: list[int] = []  # optimizers whose step() runs: one that calls another's is one step
         self.unseen: dict[str, None] = {}
@@ -314,6 +314,7 @@ class Recorder:
             return
         written = json.dumps(line) + "\n"
         self.written += len(written)
+        self.in_file += line["kind"] == "step"
         self.file.write(written)
         self.file.flush()
 
@@ -342,7 +343,7 @@ class Recorder:
         if self.steps and not self.seen_inputs:
             self.unseen["the batches: neither a DataLoader nor the call of a module was seen"] = None
         file, self.file = self.file, None
-        end = {"kind": "end", "steps": self.steps, "unseen": list(self.unseen), "schedulers": self.scheduled}
+        end = {"kind": "end", "steps": self.in_file, "unseen": list(self.unseen), "schedulers": self.scheduled}
         if self.train_mode:
             end |= {"evaluations_in_train_mode": self.train_mode, "random_part": self.random}
         file.write(json.dumps(end) + "\n")

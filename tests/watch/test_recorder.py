@@ -16,8 +16,9 @@ from harness.evidence.watched import Watched, read_watched
 from harness.runs.watching import HOOK
 
 HERE = Path(__file__).parent
-EAGER = ("plain accumulated two_optimizers closure scaled checkpointed tied groups loaded bare half sparse forked "
-         "spawned").split()  # fmt: skip
+EAGER = (
+    "plain accumulated two_optimizers closure scaled checkpointed tied groups loaded bare half sparse forked".split()
+)
 COMPILED = "compiled compiled_late compiled_in_place compiled_function".split()
 
 
@@ -131,6 +132,13 @@ def test_a_forked_process_has_a_trace_with_its_own_names(traces: Traces) -> None
     assert {"plain", "sparse", "half"} <= {name for name, trace in traces.items() if trace.end is not None}
 
 
+@pytest.mark.frameworks
+def test_spawned_processes_have_a_trace_each(tmp_path: Path) -> None:
+    assert len(watched_and_not(["spawned"], tmp_path / "traces")["spawned"].steps) == 8
+    assert len(read_watched(tmp_path / "traces")) == 2
+
+
+@pytest.mark.frameworks
 def test_torch_compile_is_not_in_the_way(tmp_path: Path) -> None:
     """Whole graphs stay whole; inputs are seen at the wrapper, and where there is none it is said."""
     found = watched_and_not(COMPILED, tmp_path / "traces")
