@@ -280,14 +280,28 @@ def _scales(expected: Result) -> dict[str, float]:
     """For each tensor the L2 norm of its change in training, by its sketches; no less than 1 % of all tensors' change.
 
     The change is counted from the first step that has sketches, or from zero where none has. The floor is for tensors
-    that hardly move.
+    that hardly move. Of a watched program the checkpoint may call its tensors otherwise, or not have them: then the
+    change is that between the first and the last step with sketches, or a tensor's norm where there is one such step.
     """
+    sketched = [step for step in expected.steps if step.sketch]
+    on_the_way = {
+        name: sketch_distance(sketched[-1].sketch[name], begin)
+        if len(sketched) > 1 and name in sketched[-1].sketch
+        else sketched[0].param.get(name, 0.0)
+        for step in sketched[:1]
+        for name, begin in step.sketch.items()
+        if name not in expected.tensors
+    }
     first: StepResult | None = next((step for step in expected.steps if step.sketch), None)
     changes: dict[str, float] = {}
     for name, tensor in expected.tensors.items():
         begin = first.sketch.get(name) if first is not None else None
         fits = begin is not None and begin.shape == tensor.sketch.shape
         changes[name] = sketch_distance(tensor.sketch, begin) if fits and begin is not None else tensor.norm
+    return _no_less(changes) | _no_less(on_the_way)
+
+
+def _no_less(changes: Mapping[str, float]) -> dict[str, float]:
     floor = 0.01 * total(changes.values())
     return {name: max(change, floor) for name, change in changes.items()}
 

@@ -113,3 +113,13 @@ def test_a_rank_that_has_something_else_has_a_name(tmp_path: Path) -> None:
 def test_processes_that_are_no_ranks(tmp_path: Path) -> None:
     written(tmp_path, 0, ranks=1)
     assert together(read_watched(tmp_path)).steps[0].batch_digest == "0" * 16
+
+
+def test_sketches_of_tensors_that_the_checkpoint_calls_otherwise(tmp_path: Path) -> None:
+    """In a recording they are rounded to float32, which is no difference."""
+    sketch = [0.1 + 0.01 * k for k in range(8)]
+    for rank, name in enumerate("ab"):
+        written(tmp_path / name, 0, ranks=1, sketch={"w": [(x + 1e-10 * rank).hex() for x in sketch]})
+    assert apart(tmp_path / "a", tmp_path / "b") == []
+    written(tmp_path / "c", 0, ranks=1, sketch={"w": [(x * 1.1).hex() for x in sketch]})
+    assert apart(tmp_path / "a", tmp_path / "c") == ["w after step 1"]
