@@ -175,5 +175,5 @@ def _write(root: Path, name: str, text: str) -> int:
     if not gates.exists():
         gates.write_text(GATES_FILE[1], encoding="utf-8")
         print(f"# made {gates}")
-    print(f"# next: python3 -m pytest -m smoke --lane {name}")
+    print(f"# next: python3 -m pytest -m smoke --lane={name}")
     return 0

@@ -69,7 +69,7 @@ def test_what_it_writes_is_a_lane_and_nothing_is_lost(project: Path, capsys: pyt
     assert find_lane(project, "train").is_watched
     assert tomllib.loads((project / "pyproject.toml").read_text())["project"] == {"name": "mine"}
     assert (project / "test_lane.py").read_text() == "from harness.gates import *\n"
-    assert "pytest -m smoke --lane train" in capsys.readouterr().out
+    assert "pytest -m smoke --lane=train" in capsys.readouterr().out
     before = (project / "pyproject.toml").read_bytes()
     (project / "test_lane.py").write_text("# mine\n")
     assert main(["--write"]) == 1, "there is such a table"
