@@ -166,6 +166,10 @@ def _weights(path: Path, known: Known, findings: Findings) -> int:
         return 0
     if _says_experimental(checkpoint.meta):
         findings.refuse("experimental_marked", f"{path}: its metadata say lane experimental")
+    objects = [name for name, value in checkpoint.meta.items() if re.fullmatch(r"<[\w.]+>", str(value))]
+    if objects:  # which were named and not made: what they are is not known
+        what = f"{path}: {one_line(objects[0], 80)} is an object ({checkpoint.meta[objects[0]]}), expected tensors"
+        findings.refuse("unexamined", what)
     full = [name for name, array in checkpoint.tensors.items() if array.size]
     if not full:
         findings.refuse("unexamined", f"{path}: found only empty tensors, expected values")

@@ -161,7 +161,17 @@ BAD: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD)
+NAMED = "a.pt bytes by their number"
+
+
+def test_an_object_is_named_and_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(BAD[NAMED]())
+    found = bounded(lambda: read_checkpoint(path))
+    assert not isinstance(found, EvidenceError) and found.meta["x"] == "<builtins.bytearray>"
+
+
+@pytest.mark.parametrize("what", [what for what in BAD if what != NAMED])
 def test_a_claim_that_cannot_be_is_one_line(what: str, tmp_path: Path) -> None:
     path = tmp_path / what.split()[0]
     path.write_bytes(BAD[what]())
