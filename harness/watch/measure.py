@@ -138,11 +138,6 @@ def flat(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
             yield from flat(item, depth + 1)
 
 
-def has_input(value: Any) -> bool:
-    """Whether there is a tensor in what a module is called with that no model computed."""
-    return any(isinstance(part, torch.Tensor) for part in _parts(value, 0))
-
-
 def rate(group: Mapping[str, Any]) -> float:
     """The learning rate of a parameter group; NaN where it has none, or the optimizer finds its own."""
     found = group.get("lr")

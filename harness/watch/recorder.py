@@ -25,7 +25,6 @@ from .measure import (
     digest,
     every_for,
     flat,
-    has_input,
     hexes,
     is_full,
     norms,
@@ -191,8 +190,7 @@ class Recorder:
         if self.depth > 1:
             return
         if torch.is_grad_enabled():
-            if has_input((args, kwargs)):
-                self.inputs.append(digest((args, kwargs)))
+            self.inputs.append(digest((args, kwargs)))
         elif found := random_part(module):
             self.train_mode += 1
             self.random = self.random or f"{type(module).__name__}: {found}"
