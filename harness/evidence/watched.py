@@ -59,6 +59,13 @@ class Tensors(Struct):
     start: dict[str, tuple[HexFloat, Hex16]]
 
 
+class Settings(Struct):
+    """The optimizers from a step on, where only their settings are others than before."""
+
+    before_step: Positive
+    optimizers: list[Optimizer]
+
+
 class WatchedStep(Struct):
     """One `step()` of an optimizer. Norms and bits are there at some steps (docs/watch.md)."""
 
@@ -102,7 +109,13 @@ class End(Struct):
     random_part: str = ""
 
 
-PARTS: dict[str, type[Struct]] = {"header": Header, "tensors": Tensors, "step": WatchedStep, "end": End}
+PARTS: dict[str, type[Struct]] = {
+    "header": Header,
+    "tensors": Tensors,
+    "settings": Settings,
+    "step": WatchedStep,
+    "end": End,
+}
 
 
 class Watched:
@@ -196,6 +209,10 @@ def _take(watched: Watched, value: Any, where: str) -> None:
         watched.steps.append(found)
     elif kind == "tensors":
         watched.tensors.append(found)
+    elif kind == "settings":
+        if not watched.tensors:
+            raise mismatch(f"{where}: kind", show(kind), "tensors before it")
+        watched.tensors.append(Tensors(found.before_step, watched.tensors[-1].tensors, found.optimizers, {}))
     elif kind == "header":
         watched.header = found
     else:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .lines import Lines
 from .measure import (
     bits,
     digest,
@@ -63,17 +64,18 @@ class Recorder:
         self._reset()
 
     def _reset(self) -> None:
-        self.file: Any = None
-        self.written, self.in_file = 0, 0  # characters, steps
+        self.file: Lines | None = None
+        self.in_file = 0  # steps
         self.steps = 0
         self.inside: list[int] = []  # optimizers whose step() runs: one that calls another's is one step
         self.unseen: dict[str, None] = {}
         self.scaled_from = 0
         self.seen_inputs = False
         self.optimizers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # steps of each optimizer
         self.names = ByParameter()
         self.roots: list[Any] = []  # weak references to modules, outermost first
-        self.told: str = ""  # of the tensors, when they were last written
+        self.told = ["", ""]  # of the tensors and of the optimizers, when they were last written
         self.met = ByParameter()  # parameters whose first values were written
         self.kept: dict[int, list[Any]] = {}  # by optimizer, its parameters and their gradients after its last step
         self.cleared: set[int] = set()  # of those, the ones that were seen to be zero since, or away
@@ -129,19 +131,19 @@ class Recorder:
         if self.inside:
             return
         gradients = self.gradients if self.gradients is not None else self._gradients(optimizer)
-        self.steps += 1
+        own = self._count(optimizer)
         parameters = self._parameters(optimizer)
         line = self._line(optimizer) | gradients
-        if self._is_due(self.steps):
+        if self._is_due(own):
             values = [plain(p) for p in parameters.values()]
             line["param"] = dict(zip(parameters, map(text, norms(values)), strict=True))
-            if self._is_full():
+            if self._is_full(own):
                 line["param_bits"] = {name: hexes(bits(plain(p), first_here(p))) for name, p in parameters.items()}
                 line |= self._state(parameters)
                 if sketches := self._sketches(dict(zip(parameters, values, strict=True))):
                     line["sketch"] = sketches
         self.kept.pop(id(optimizer), None)
-        if is_full(self.steps) or is_full(self.steps + 1):  # looked at in the step after
+        if is_full(own) or is_full(own + 1):  # looked at in the step after
             self.kept[id(optimizer)] = [
                 (weakref.ref(p), weakref.ref(p.grad)) for p in parameters.values() if p.grad is not None
             ]
@@ -154,7 +156,7 @@ class Recorder:
         self._here()
         self._open()
         self._tell_tensors()
-        self.steps += 1
+        self._count(optimizer)
         self._write({**self._line(optimizer), "skipped": True})
         self._between()
 
@@ -229,9 +231,17 @@ class Recorder:
             line |= {"evaluations_in_train_mode": self.train_mode, "random_part": self.random}
         return line
 
+    def _count(self, optimizer: Any) -> int:
+        """One step more; returns which of this optimizer it is. What is recorded when goes by that: of two that take
+        turns, each second step of all would be those of one."""
+        self.steps += 1
+        self.taken[optimizer] = self.taken.get(optimizer, 0) + 1
+        return self.taken[optimizer]
+
     def _gradients(self, optimizer: Any) -> dict[str, Any]:
-        """The gradients as the optimizer meets them: after clipping and unscaling."""
-        step = self.steps + 1
+        """The gradients as the optimizer meets them: after clipping and unscaling. In the midst of its step (a closure)
+        and after it alike: those of the one that is not counted yet."""
+        step = self.taken.get(optimizer, 0) + 1
         if not self._is_due(step):
             return {}
         parameters = self._parameters(optimizer)
@@ -290,44 +300,35 @@ class Recorder:
             {"class": type(o).__name__, "settings": [settings(group) for group in o.param_groups]}
             for o in sorted(self.optimizers, key=lambda o: self.optimizers[o])
         ]
-        line = {"kind": "tensors", "tensors": tensors, "optimizers": optimizers}
-        if (told := json.dumps(line)) != self.told:
-            self.told = told
+        is_known, were = [json.dumps(tensors), json.dumps(optimizers)], self.told
+        self.told = is_known
+        if is_known[0] == were[0] and is_known[1] != were[1]:  # a schedule of the momentum, say
+            self._write({"kind": "settings", "before_step": self.steps + 1, "optimizers": optimizers})
+        elif is_known != were:
             new = {self.names[p]: p for p in everything.values() if p not in self.met}
             for p in everything.values():
                 self.met[p] = ""
             values = zip(new.items(), norms(list(map(plain, new.values()))), strict=True)
             start = {name: [text(norm), hexes(bits(plain(p), first_here(p)))] for (name, p), norm in values}
-            self._write({**line, "before_step": self.steps + 1, "start": start})
+            self._write({"kind": "tensors", "before_step": self.steps + 1, "tensors": tensors, "optimizers": optimizers,
+                         "start": start})  # fmt: skip
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.file is None:
             return
-        if self.written > self.limit:
-            self.unseen[f"the steps from {self.steps} on: the trace has reached its limit of {self.limit:,} bytes"] = (
-                None
-            )
+        if self.file.size > self.limit:
+            self.broken = f"the trace has reached its limit of {self.limit:,} bytes"
+            self.unseen[f"the steps from {self.steps} on: {self.broken}"] = None
             self.close()
-            self.broken = "full"
             return
-        written = json.dumps(line) + "\n"
-        self.written += len(written)
+        self.file.write(line)
         self.in_file += line["kind"] == "step"
-        self.file.write(written)
-        self.file.flush()
 
     def _open(self) -> None:
         if self.file is not None or self.broken:
             return
         own, ranks = rank()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            name = f"{own}.jsonl" if number == 1 else f"{own}-{number}.jsonl"
-            try:
-                self.file = (self.folder / name).open("x", encoding="utf-8")
-                break
-            except FileExistsError:
-                continue
+        self.file = Lines(self.folder, own)
         self._write(
             {"kind": "header", "schema": SCHEMA, "run_id": self.run_id, "lane": "experimental", "promotable": False,
              "torch": torch.__version__, "rank": own, "ranks": ranks, "every": self.every or every_for(self._size()),
@@ -344,7 +345,7 @@ class Recorder:
         end = {"kind": "end", "steps": self.in_file, "unseen": list(self.unseen), "schedulers": self.scheduled}
         if self.train_mode:
             end |= {"evaluations_in_train_mode": self.train_mode, "random_part": self.random}
-        file.write(json.dumps(end) + "\n")
+        file.write(end)
         file.close()
 
     def fail(self, error: Exception) -> None:
@@ -369,8 +370,7 @@ class Recorder:
     def _is_due(self, step: int) -> bool:
         return step <= 2 or is_full(step) or step % (self.every or every_for(self._size())) == 0
 
-    def _is_full(self, step: int | None = None) -> bool:
-        step = self.steps if step is None else step
+    def _is_full(self, step: int) -> bool:
         return is_full(step) or self._size() <= SMALL
 
     def _size(self) -> int:
@@ -391,6 +391,8 @@ class Recorder:
         roots = owners(wanted)
         self.names = labels(roots, wanted)
         known = {id(root) for root in self._alive()}
+        if {id(p) for p in wanted} - {id(p) for root in roots for p in root.parameters()}:
+            self.unseen["the names of parameters: no module that has them was found, and they go by number"] = None
         self.roots = [weakref.ref(root) for root in roots]
         for root in roots:
             if id(root) not in known:

@@ -75,6 +75,24 @@ def two_optimizers() -> Any:
 
 
 @loop
+def cycled() -> Any:
+    """A schedule that moves the momentum too; and the model cannot be found among the objects of `gc`."""
+    import gc
+
+    model = net()
+    gc.freeze()
+    optimizer = torch.optim.AdamW(model.parameters())
+    gc.unfreeze()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=COUNT + 1)
+    for x, y in zip(*data(), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+@loop
 def closure() -> Any:
     model = net().eval()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
