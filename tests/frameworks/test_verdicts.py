@@ -3,107 +3,24 @@ is the table of docs/frameworks.md, which FRAMEWORKS_TABLE=1 writes anew."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from frameworks.programs_here import ALL, PROGRAMS, Program, write_table
-from smoke_session import smoke
+from frameworks.programs_here import ALL, Program, write_table
+from frameworks.project import Project, record
 
-from harness.baselines.compare import judge
-from harness.baselines.second_leg import code_of
-from harness.baselines.store import Store
-from harness.baselines.verdict import Verdict
 from harness.evidence import load_run
-from harness.runs.footprint import Footprint
-from harness.runs.further import FurtherRuns
-from harness.runs.run import LaneRun
-from harness.runs.table import find_lane
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.timeout(1200)]
 ROWS: dict[str, dict[str, str]] = {}
-
-
-@dataclass
-class Project:
-    """A project in git whose lane is a program, with its result recorded."""
-
-    program: Program
-    folder: Path
-    base: Path
-
-    def git(self, *arguments: str) -> None:
-        identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
-        command = ["git", "-C", str(self.folder), *identity, *arguments]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-
-    def session(self, *arguments: str) -> str:
-        code, text = smoke(self.folder, "-B", "--lane", "watched", "--lane-runs=2", "-p", "no:xdist", *arguments)
-        assert code == 0, text
-        return text
-
-    def verdict(self, name: str) -> Verdict:
-        """As the gates find it, without a session of pytest."""
-        lane = find_lane(self.folder, "watched")
-        (baseline,) = (self.folder / "baselines" / "watched").glob("*.json")
-        numeric_class = json.loads(baseline.read_text())["key"]["numeric_class"]
-        footprint = Footprint(self.folder, self.base / name / "run", self.base / name / "further")
-        footprint.begin()
-        process = LaneRun(lane, self.base / name / "run", numeric_class=lambda: numeric_class).wait()
-        run = load_run(self.base / name / "run", run_id=process.run_id)
-        runs = FurtherRuns(lane, run.run_dir, self.base / name / "further", footprint, _silent)
-        return judge(run, Store(self.folder / "baselines"), runs.again, runs.second_leg,
-                     code_of(self.folder, lane.code_paths, ""))  # fmt: skip
-
-    def changed(self, name: str, path: str, old: bytes, new: bytes) -> Verdict:
-        """The verdict on a change of one file, which is then undone."""
-        file = self.folder / path
-        before = file.read_bytes()
-        assert before.count(old) >= 1
-        file.write_bytes(before.replace(old, new))
-        try:
-            return self.verdict(name)
-        finally:
-            file.write_bytes(before)
-
-
-class _silent:
-    def __enter__(self) -> Callable[[str], None]:
-        return lambda line: None
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda program: program.name)
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     program: Program = request.param
     program.need()
-    base = tmp_path_factory.mktemp(program.name)
-    folder = base / "project"
-    folder.mkdir()
-    for path in PROGRAMS.iterdir():
-        if path.is_file():
-            shutil.copy(path, folder)
-    command = json.dumps(["{python}", *program.command])
-    (folder / "pyproject.toml").write_text(
-        f'[tool.harness.lanes.watched]\ncommand = {command}\ntrace = "watch"\n{program.table}\n'
-        f'code = ["{program.name}.py", "words.py"]\nenv = {{OMP_NUM_THREADS = "1"}}\n'
-    )
-    (folder / ".gitignore").write_text("artifacts/\n__pycache__/\nout/\n")
-    project = Project(program, folder, base)
-    project.git("init", "-q")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "the program")
-    project.session("--snapshot-update", "--baseline-reason", "a first result")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "its result")
+    project = record(program, tmp_path_factory.mktemp(program.name), 'trace = "watch"\n')
     ROWS[program.name] = {}
     yield project
     if os.environ.get("FRAMEWORKS_TABLE"):
@@ -153,7 +70,7 @@ def test_a_change_of_the_environment(recorded: Project) -> None:
     """A library that has other defaults where it is installed: here, by a `sitecustomize` outside the project."""
     library = recorded.base / "library"
     library.mkdir()
-    (library / "sitecustomize.py").write_text(PATCHED)
+    (library / "sitecustomize.py").write_text(recorded.program.patched(PATCHED))
     os.environ["PYTHONPATH"] = str(library)
     try:
         verdict = recorded.verdict("environment")
@@ -161,6 +78,9 @@ def test_a_change_of_the_environment(recorded: Project) -> None:
         del os.environ["PYTHONPATH"]
     where = verdict.where.text() if verdict.where else ""
     assert verdict.kind == "environment-moved", (verdict.headline, where, verdict.notes)
+    assert where.startswith("before the first step, phase start (setting of optimizer 0 "), where
+    assert recorded.program.setting in where and recorded.program.setting in verdict.cause, (where, verdict.cause)
+    assert "another setting" in verdict.cause and not any("the code moved it" in str(note) for note in verdict.notes)
     ROWS[recorded.program.name]["environment"] = f"{verdict.kind}, {where}"
 
 
@@ -169,7 +89,7 @@ import importlib.machinery, sys
 
 class Late:
     def find_spec(name, path, target=None):
-        if name != "torch.optim.adam":
+        if name != "torch.optim.MODULE":
             return None
         sys.meta_path.remove(Late)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
@@ -177,14 +97,14 @@ class Late:
 
         def patched(module):
             execute(module)
-            inner = module.Adam.__init__
+            inner = module.CLASS.__init__
 
             def init(self, *args, **kwargs):
                 inner(self, *args, **kwargs)
                 for group in self.param_groups:
-                    group["eps"] = 1e-7
+                    group.update(CHANGE)
 
-            module.Adam.__init__ = init
+            module.CLASS.__init__ = init
 
         spec.loader.exec_module = patched
         return spec

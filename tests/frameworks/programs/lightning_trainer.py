@@ -29,7 +29,8 @@ class Words(lightning.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.rate)
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 lightning.seed_everything(1, verbose=False)
