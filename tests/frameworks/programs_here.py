@@ -90,7 +90,8 @@ ALL = [
             "step 1 of 6, phase optimizer", seen=("3.weight",)),
     # What a callback notes (its best value so far is inf) is no parameter.
     Program("lightning_trainer", "Lightning", ("lightning",),
-            'checkpoint = "out/end.ckpt"\ntensors = {exclude = ["callbacks.*"]}', SLOWER, "step 1 of 6, phase optimizer", seen=("net.3.weight",)),
+            'checkpoint = "out/end.ckpt"\ntensors = {exclude = ["callbacks.*"]}', SLOWER,
+            "step 1 of 6, phase optimizer", seen=("net.3.weight",)),
     Program("peft_lora", "PEFT (LoRA)", ("peft", "transformers"), 'checkpoint = "out"', SLOWER,
             "step 1 of 6, phase optimizer",
             seen=("base_model.model.transformer.h.0.attn.c_attn.lora_A.default.weight",)),
