@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from harness.evidence.strict import JSON_LIMIT, parse_json, read_bytes
 from harness.numerics.digest import dataset_digest, file_sha256
 
 
-def data_digest(manifest: tuple[Path, Path | None] | None, audio: Path | None, cwd: Path) -> dict[str, Any]:
-    """The digest of the data, from the files: of what the manifest lists, else of the audio that was given.
+def data_digest(
+    manifest: tuple[Path, Path | None] | None, audio: Path | None, cwd: Path, data: Mapping[Path, bool]
+) -> dict[str, Any]:
+    """The digest of the data, from the files: of what the manifest lists, else of the audio that was given; and of
+    `data`, files and folders of any kind, in which names count too unless it says that they do not.
 
     `manifest`: where it lies, and the file to read it from (None where it was not left); None for a lane that gives
     none. Paths in it are relative to its folder or to `cwd`. Never raises: what is wrong is in `problems`.
@@ -30,6 +35,12 @@ def data_digest(manifest: tuple[Path, Path | None] | None, audio: Path | None, c
         digests = [file_sha256(path) for path in audio_files(audio)]
         if not digests:
             problems.append(f"{audio}: found no file, expected the audio that the lane trains on")
+    for path, is_nameless in data.items():
+        source = str(path) if source == "none" else f"{source}, {path}"
+        found = audio_files(path)
+        digests += [file_sha256(file) if is_nameless else _named_digest(file, path) for file in found]
+        if not found:
+            problems.append(f"{path}: found no file, expected data that the lane trains on")
     digest = dataset_digest(digests) if digests and not problems else None
     return {"digest": digest, "files": len(digests), "problems": problems, "source": source}
 
@@ -39,6 +50,12 @@ def audio_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     return [path] if path.is_file() else []
+
+
+def _named_digest(file: Path, path: Path) -> str:
+    """SHA-256 over a file's content and its name in the folder that was given: it may be a label, say."""
+    name = file.relative_to(path).as_posix() if file != path else ""
+    return hashlib.sha256(f"{file_sha256(file)} {name}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _manifest_digests(path: Path, copy: Path, cwd: Path, problems: list[str]) -> list[str]:

@@ -34,7 +34,7 @@ class RunEvidence(RunFiles):
         if data.problems and data.digest is None:
             raise EvidenceError(data.problems[0])
         if data.digest is None:
-            raise NotApplicable(f"the lane {self.name} gives neither a manifest nor its audio")
+            raise NotApplicable(f"the lane {self.name} gives neither a manifest nor its audio or data")
         return data.digest
 
     def dataset_files(self) -> int:

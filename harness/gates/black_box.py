@@ -128,34 +128,34 @@ def test_every_tensor_moved(lane_run: RunEvidence, measured: Measured) -> None:
 def test_checkpoint_depends_on_the_audio(
     lane_run: RunEvidence, lane_again: Rerun, lane_other_audio: Rerun, measured: Measured
 ) -> None:
-    """With other audio under the same names the lane gives another checkpoint."""
+    """With other audio, or other data, under the same names the lane gives another checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     if differences(lane_run, lane_again()):
-        raise NotApplicable("two runs on the same audio differ already, so that audio cannot be told from chance")
+        raise NotApplicable("two runs on the same data differ already, so that data cannot be told from chance")
     other = lane_other_audio()
-    assert other.failure() is None, f"with other audio the lane fails: {other.failure()}"
+    assert other.failure() is None, f"with other data the lane fails: {other.failure()}"
     written_by(other)
     measured(f"{len(differences(lane_run, other))} of {len(lane_run.checkpoint.tensors)} tensors differ")
     assert other.checkpoint.tensor_digest != lane_run.checkpoint.tensor_digest, (
-        "blind to its audio: with other audio (backwards, its first half softer) the lane gives the same checkpoint, "
-        "value for value: it does not train on what it is given"
+        "blind to its data: with other data (audio backwards, its first half softer; items backwards, every second "
+        "line left out) the lane gives the same checkpoint, value for value: it does not train on what it is given"
     )
 
 
 def test_checkpoint_does_not_depend_on_names_and_times(
     lane_run: RunEvidence, lane_again: Rerun, lane_same_audio: Rerun, measured: Measured
 ) -> None:
-    """The same audio under other names, in another order and with other times, gives the same checkpoint."""
+    """The same audio or data under other names, in another order and with other times, gives the same checkpoint."""
     lane_run.checkpoint_path  # noqa: B018 - not applicable before anything is run
     if differences(lane_run, lane_again()):
-        raise NotApplicable("two runs on the same audio differ already, so that names cannot be told from chance")
+        raise NotApplicable("two runs on the same data differ already, so that names cannot be told from chance")
     other = lane_same_audio()
-    assert other.failure() is None, f"with the same audio under other names the lane fails: {other.failure()}"
+    assert other.failure() is None, f"with the same data under other names the lane fails: {other.failure()}"
     written_by(other)
     differing = differences(lane_run, other)
     measured(f"{len(differing)} of {len(lane_run.checkpoint.tensors)} tensors differ")
     assert not differing, (
-        "the same audio under other names, in the opposite order and with other times, gives another checkpoint: "
+        "the same data under other names, in the opposite order and with other times, gives another checkpoint: "
         f"{named(differing)}; the lane orders its data, or draws, by names or times (order it by what the files hold)"
     )
 

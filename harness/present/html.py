@@ -65,6 +65,7 @@ def page(
 ) -> str:
     """The page's text; the same for the same files."""
     model = facts.run.name if facts.run.numerics == "bits" else facts.report("model_id")
+    kind = "Training lane" if facts.run.numerics == "bits" else "Voice-adapter training lane"
     head = f"{_headline(gates, verdict, facts)[0]} · {model}"
     sections = [
         _verdict(facts, gates, verdict),
@@ -75,7 +76,7 @@ def page(
         _provenance(facts),
     ]
     body = f"""<header>
-<p class="over">Voice-adapter training lane</p>
+<p class="over">{escape(kind)}</p>
 <h1>{escape(model)}</h1>
 <p class="over">experimental, not promotable · run <code>{escape(facts.run_id[:12])}</code></p>
 </header>

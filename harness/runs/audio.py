@@ -25,7 +25,7 @@ def changed_audio(source: Path, folder: Path) -> Path:
             troubles.append(error)
             shutil.copyfile(file, target / file.name)
 
-    changed = _copied(source, folder, change)
+    changed = copied_files(source, folder, change)
     if len(troubles) == len(audio_files(source)):
         raise troubles[0]
     return changed
@@ -39,10 +39,11 @@ def renamed_audio(source: Path, folder: Path) -> Path:
         shutil.copyfile(file, new)
         os.utime(new, (1_000_000_000 + index, 1_000_000_000 + index))
 
-    return _copied(source, folder, rename)
+    return copied_files(source, folder, rename)
 
 
-def _copied(source: Path, folder: Path, write: Callable[[int, Path, Path], None]) -> Path:
+def copied_files(source: Path, folder: Path, write: Callable[[int, Path, Path], None]) -> Path:
+    """A file, or each of a folder, as `write` makes it from its number and place. Raises EvidenceError for none."""
     files = audio_files(source)
     if not files:
         raise mismatch(source, "no file", "the audio that the lane trains on")

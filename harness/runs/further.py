@@ -13,22 +13,20 @@ from harness.base.workers import one_at_a_time
 from harness.baselines.baseline import Baseline
 from harness.baselines.second_leg import run_second_leg
 from harness.baselines.verdict import SecondLegUnavailable
-from harness.evidence import EvidenceError, NotApplicable, RunEvidence, load_run
-from harness.evidence.data import audio_files
+from harness.evidence import NotApplicable, RunEvidence, load_run
 from harness.evidence.errors import mismatch
-from harness.numerics.digest import file_sha256
-from harness.runs.audio import changed_audio, renamed_audio
 from harness.runs.footprint import Footprint
 from harness.runs.progress import Progress
 from harness.runs.run import LaneRun
 from harness.runs.table import Lane
+from harness.runs.variants import Varied, data_for, other_data, renamed_data
 
 Say = Callable[[str], None]
 AGAIN, OTHER_AUDIO, SAME_AUDIO, SECOND_LEG = "again", "other-audio", "same-audio", "second-leg"
 _SAYS = {
     AGAIN: "running again, to rule out chance",
-    OTHER_AUDIO: "running with other audio",
-    SAME_AUDIO: "running with the same audio under other names",
+    OTHER_AUDIO: "running with other data",
+    SAME_AUDIO: "running with the same data under other names",
     SECOND_LEG: "running again, from the baseline's code",
 }
 COUNTS = {AGAIN: 2, OTHER_AUDIO: 3, SAME_AUDIO: 4}  # how many trainings a session has made with it
@@ -64,12 +62,12 @@ class FurtherRuns:
     def other_audio(self) -> RunEvidence:
         """A run with other audio. Raises NotApplicable where there is none to change."""
         self._allow(OTHER_AUDIO)
-        return self._run(OTHER_AUDIO, lambda to: self._start(to, self._varied(changed_audio, differs=True)))
+        return self._run(OTHER_AUDIO, lambda to: self._start(to, other_data(self.lane, self._folder())))
 
     def same_audio(self) -> RunEvidence:
         """A run with the same audio under other names and times. Raises NotApplicable likewise."""
         self._allow(SAME_AUDIO)
-        return self._run(SAME_AUDIO, lambda to: self._start(to, self._varied(renamed_audio, differs=False)))
+        return self._run(SAME_AUDIO, lambda to: self._start(to, renamed_data(self.lane, self._folder())))
 
     def second_leg(self, baseline: Baseline) -> RunEvidence:
         """A run of the baseline's code, with this machine and this data. Raises SecondLegUnavailable too."""
@@ -97,7 +95,7 @@ class FurtherRuns:
                 done.touch()
         return load_run(run_dir)
 
-    def _start(self, run_dir: Path, audio: Path | None = None, root: Path | None = None) -> RunEvidence:
+    def _start(self, run_dir: Path, varied: Varied = (None, {}), root: Path | None = None) -> RunEvidence:
         with self._terminal() as say:
             say(f"lane: {_SAYS[run_dir.name]}")
             if self._footprint is not None:
@@ -111,7 +109,8 @@ class FurtherRuns:
                     self.lane,
                     run_dir,
                     environ=self._seed_of_hashes(run_dir.name) | self.lane.table.further_env,
-                    audio=audio,
+                    audio=varied[0],
+                    data=varied[1],
                     root=root,
                     numeric_class=lambda: load_run(self.first).record.numeric_class,
                     on_line=Progress(say),
@@ -137,15 +136,8 @@ class FurtherRuns:
             if here.is_file() and not there.exists():
                 there.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(here, there)
+        data_for(self.lane, root)
         return self._start(run_dir, root=root)
 
-    def _varied(self, vary: Callable[[Path, Path], Path], *, differs: bool) -> Path:
-        if (source := self.lane.audio_path()) is None:
-            raise NotApplicable(f"the table of lane {self.lane.name} names no audio")
-        try:
-            varied = vary(source, Path(tempfile.mkdtemp(prefix="audio-", dir=self.store)))
-        except EvidenceError as error:
-            raise NotApplicable(str(error)) from None
-        if differs and sorted(map(file_sha256, audio_files(source))) == sorted(map(file_sha256, audio_files(varied))):
-            raise NotApplicable(f"{source}: backwards and softer it is the same (is it silent?)")
-        return varied
+    def _folder(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="data-", dir=self.store))

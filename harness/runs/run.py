@@ -47,8 +47,8 @@ class LaneRun:
 
     `run_dir`: where its evidence goes; for a lane whose files are copied a folder that is new, empty, or holds an
     earlier run, which is then removed. `environ`: further environment variables, which win over this process's own and
-    the table's. `audio`: use this in place of the table's. `root`: run it from another checkout. `python`: the command
-    that starts Python, where it is not this one. `hold`: of the run directory, where this process owns it.
+    the table's. `audio`: use this in place of the table's; `data`: likewise, by the path in the table. `root`: run
+    it from another checkout. `python`: the command that starts Python, where it is not this one. `hold`: of the run directory, where this process owns it.
     `numeric_class`: gives that of this machine, asked for while a lane runs that does not say its own. `on_line`:
     called in a thread with each line of its output.
 
@@ -62,6 +62,7 @@ class LaneRun:
         *,
         environ: Mapping[str, str] | None = None,
         audio: Path | None = None,
+        data: Mapping[str, Path] | None = None,
         root: Path | None = None,
         python: Sequence[str] = (sys.executable,),
         hold: Hold | None = None,
@@ -93,6 +94,13 @@ class LaneRun:
             self._environ[name] = str(audio.absolute())
         elif self.audio and lane.audio and lane.audio.env and not lane.table.in_place:
             self._environ[lane.audio.env] = str(self.audio.absolute())
+        self._data = {} if lane.table.in_place else lane.data_paths()
+        for one in lane.data:
+            if (other := (data or {}).get(one.path)) is not None and one.env is not None:
+                self._environ[one.env] = str(other.absolute())
+                self._data = {
+                    (other if p == lane.folder / lane.fill(one.path, {}) else p): n for p, n in self._data.items()
+                }
         if root is not None and "PYTHONPATH" in self._environ:
             self._environ["PYTHONPATH"] = _moved(self._environ["PYTHONPATH"], lane.root, root)
         if lane.table.import_from is not None:
@@ -256,7 +264,7 @@ class LaneRun:
             manifest = outputs.get("manifest")
             copy = manifest["copy"] if manifest else None
             listed = (Path(manifest["path"]), self.run_dir / copy if copy else None) if manifest else None
-            known["data"] = data_digest(listed, self.audio, self._cwd)
+            known["data"] = data_digest(listed, self.audio, self._cwd, self._data)
         settings = lane.settings()
         self._write(
             {

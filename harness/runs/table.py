@@ -37,6 +37,7 @@ OUTPUTS = ("status", "manifest", "report", "tokens", "trace", "environment", "ch
 WATCH = "watch"  # in the place of a path of `trace`
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-((?:[^{}$]|\{[a-z_]+\})*))?\}")
 
+Alteration = Literal["lines", "uint8", "uint16", "uint32", "uint64"]
 Seconds = Annotated[int, Meta(gt=0, lt=10_000_000)] | Annotated[float, Meta(gt=0, lt=1e7)]
 
 
@@ -67,6 +68,17 @@ class AudioTable(Struct, forbid_unknown_fields=True):
     path: Line
     env: Line | None = None
     folder_env: Line | None = None
+
+
+class DataTable(Struct, forbid_unknown_fields=True):
+    """One of `data`: a file or folder of any kind, the variable that tells the lane another one, and whether the gates
+    may alter it (`lines`: every second line after the first is left out; `uint16` and the like: its items backwards),
+    and rename the files in it."""
+
+    path: Line
+    env: Line | None = None
+    alter: Alteration | None = None
+    rename: bool = False
 
 
 class TensorsTable(Struct, forbid_unknown_fields=True):
@@ -117,6 +129,7 @@ class Table(Struct, forbid_unknown_fields=True, kw_only=True):
     )
     numerics: Literal["bits", "traced"] = "bits"
     audio: Line | AudioTable | None = None
+    data: list[Line | DataTable] = field(default_factory=list)
     vocabulary: Annotated[int, Meta(ge=2)] | None = None
     code: list[Line] = field(default_factory=list)
     code_suffix: str = ""
@@ -171,6 +184,23 @@ class Lane:
         """The audio, and how the lane is told another one."""
         audio = self.table.audio
         return AudioTable(path=audio) if isinstance(audio, str) else audio
+
+    @property
+    def data(self) -> list[DataTable]:
+        """The data besides the audio."""
+        return [DataTable(path=one) if isinstance(one, str) else one for one in self.table.data]
+
+    def data_paths(self) -> dict[Path, bool]:
+        """Where the data lie that a run trains on, and of each whether the names of its files are none of the lane's
+        business (`rename`)."""
+        return {self.folder / self.fill(one.path, {}): one.rename for one in self.data}
+
+    @property
+    def most_runs(self) -> int:
+        """How many times the gates run it at most: a second time, with other data, with other names of the files."""
+        altered = self.audio is not None or any(one.alter for one in self.data)
+        renamed = self.audio is not None or any(one.rename for one in self.data)
+        return 4 if renamed else 3 if altered else 2
 
     def fill(self, text: str, words: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> str:
         """A text of the table with its variables and words (`{python}`, …) filled in. What is filled in stays as it is,
@@ -306,6 +336,10 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
     if audio and audio.env is None and "{audio}" not in " ".join([*table.command, *table.env.values()]):
         expected = 'audio = {path = …, env = "NAME"}, or {audio} in command'
         raise error("audio", "no way to tell the lane another path", expected)
+    for given in lane.data:
+        if (given.alter or given.rename) and given.env is None:
+            expected = f'{{path = {given.path!r}, env = "NAME"}}, a variable that the lane reads'
+            raise error("data", f"no way to tell the lane another {given.path!r}", expected)
     if "watch" in value and not lane.is_watched:
         raise error("watch", "a lane that is not watched", 'trace = "watch" beside it')
     for entry in table.watch.on_purpose:
@@ -317,9 +351,9 @@ def parse_lane(name: str, value: Any, root: Path) -> Lane:
         raise error("promises", f"{missing[0]}, which the table does not name", f'{missing[0]} = "PATH"')
     if not lane.folder.is_dir():
         raise error("cwd", f"{lane.folder}, which is no folder", "the folder to run the command in")
-    for path, given in zip(lane.code_paths, table.code, strict=True):
+    for path, named in zip(lane.code_paths, table.code, strict=True):
         if not (root / path).exists():
-            raise error("code", f"{given!r}, which is not there", f"files or folders, relative to {lane.folder}")
+            raise error("code", f"{named!r}, which is not there", f"files or folders, relative to {lane.folder}")
     return lane
 
 

@@ -28,7 +28,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if settings := lane.variables_set():
         lines.append("lane: " + " ".join(f"{name}={value}" for name, value in settings.items()))
     if not config.getoption("--lane-evidence"):
-        most = most_runs(config, lane) or (4 if lane.audio else 2)
+        most = most_runs(config, lane) or lane.most_runs
         lines.append(f"lane: the gates run it {'once' if most == 1 else f'up to {most} times'} (--lane-runs)")
     return [visible(printable(line)) for line in lines]
 

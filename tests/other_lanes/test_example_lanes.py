@@ -125,7 +125,7 @@ GATES = [name for name in black_box.__all__ if name.startswith("test_")]
             "test_loss_is_below_that_of_a_uniform_guess",
             "ln(16) = 2.7726: the lane trains on the wrong",
         ),
-        ("blind", "test_checkpoint_depends_on_the_audio", "blind to its audio"),
+        ("blind", "test_checkpoint_depends_on_the_audio", "blind to its data"),
         ("disagree", "test_report_status_and_files_agree", "status: checkpoint_sha256: found '000"),
     ],
 )

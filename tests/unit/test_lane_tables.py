@@ -58,6 +58,8 @@ GOOD: dict[str, Any] = {"command": ["true"], "checkpoint": "out.npz"}
         ({**GOOD, "report": {"path": "x", "output": True}}, "both path and output, or neither"),
         ({**GOOD, "report": {"output": 1}}, "report.output: found 1, expected true or false"),
         ({**GOOD, "audio": "data"}, "no way to tell the lane another path"),
+        ({**GOOD, "data": [{"path": "a.csv", "alter": "lines"}]}, "no way to tell the lane another 'a.csv'"),
+        ({**GOOD, "data": [{"path": "a.csv", "env": "A", "alter": "words"}]}, "data[0]"),
         ({**GOOD, "code": "train.py"}, "code: found text 'train.py', expected a list"),
         ({"command": ["true"]}, "nothing that the lane leaves"),
         ([], "found a list of 0, expected an object"),
