@@ -46,11 +46,11 @@ class LaneRun:
     """One run of a lane, started at once.
 
     `run_dir`: where its evidence goes; for a lane whose files are copied a folder that is new, empty, or holds an
-    earlier run, which is then removed. `environ`: further environment variables, which win over this process's own and
-    the table's. `audio`: use this in place of the table's; `data`: likewise, by the path in the table. `root`: run
-    it from another checkout. `python`: the command that starts Python, where it is not this one. `hold`: of the run directory, where this process owns it.
-    `numeric_class`: gives that of this machine, asked for while a lane runs that does not say its own. `on_line`:
-    called in a thread with each line of its output.
+    earlier run, which is then removed. `environ`: further environment variables, which win over this process's own
+    and the table's. `audio`: use this in place of the table's; `data`: likewise, by the path in the table. `root`:
+    run it from another checkout. `python`: the command that starts Python, where it is not this one. `hold`: of the
+    run directory, where this process owns it. `numeric_class`: gives that of this machine, asked for while a lane
+    runs that does not say its own. `on_line`: called in a thread with each line of its output.
 
     Raises EvidenceError for a command that does not start and a run directory that is somebody else's.
     """
