@@ -85,7 +85,10 @@ def judge(
     if verdict.kind != "regression" or baseline is None or result.unreadable:
         return verdict
     if rerun is None:
-        note = "this is one run: whether the code, the environment or chance moved it takes a second one"
+        note = (
+            "this is one run, and the lane is not run again here: whether the code, the environment or chance moved it "
+            "takes a second one (a session without --lane-evidence)"
+        )
         return dataclasses.replace(verdict, notes=(*verdict.notes, note))
     try:
         second = _completed(rerun())

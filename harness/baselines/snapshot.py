@@ -35,6 +35,11 @@ from harness.baselines.store import Store
 from harness.baselines.verdict import GATES_COMMAND, Verdict
 from harness.evidence import EvidenceError, RunEvidence
 
+NOTHING_TO_RECORD = (
+    "nothing was recorded: a recording holds the tensors of a checkpoint, and the lane gives none; next: name what it "
+    'saves, checkpoint = "PATH" in its table (docs/gate-your-own-lane.md), or run it without --snapshot-update'
+)
+
 
 class BaselineFactory(Protocol):
     """What the fixture `baseline` gives a gate."""
@@ -83,7 +88,7 @@ class Gates:
         self._code = code
         self._rerun = rerun
         self._second_leg = second_leg
-        self._update = update
+        self.update = update
         self._reason = reason
         self._environment = environment
         self._shared = shared
@@ -116,7 +121,7 @@ class Gates:
             return found.verdict
 
     def _judge(self) -> Verdict:
-        if self._update:
+        if self.update:
             verdict = compare(self.evidence, self.store)
         else:
             verdict = judge(self.evidence, self.store, self._rerun, self._second_leg, self._code)
@@ -138,7 +143,7 @@ class Gates:
     @property
     def location(self) -> Path:
         """The file that the run is compared with, or would be recorded in."""
-        if self._update or self.verdict.baseline is None:
+        if self.update or self.verdict.baseline is None:
             try:
                 return self.store.path_for(result_of_run(self.evidence))
             except EvidenceError:
@@ -148,7 +153,7 @@ class Gates:
     def holds(self, part: str) -> bool:
         """Whether a part of the run is what was recorded; while recording: and whether nothing is to be recorded."""
         verdict = self.verdict
-        if not self._update or not verdict.passed:
+        if not self.update or not verdict.passed:
             return verdict.holds(part)
         # Good by another class's recording, or recorded with other tolerances than today's: to be recorded.
         result = result_of_run(self.evidence)
@@ -311,7 +316,10 @@ def baseline_factory(request: pytest.FixtureRequest, gates: Gates) -> BaselineFa
     def baseline(part: str) -> SnapshotAssertion:
         if part not in PARTS:
             raise ValueError(f"no part {part!r}; the parts are {', '.join(PARTS)}")
-        if part not in gates.parts():
+        parts = gates.parts()
+        if gates.update and not parts and part == "checkpoint":
+            pytest.fail(NOTHING_TO_RECORD, pytrace=False)
+        if part not in parts:
             pytest.skip(f"not applicable: the lane gives no {part} that a baseline could hold")
         extension = type("BoundBaselineExtension", (BaselineExtension,), {"gates": gates, "part": part})
         return BaselineAssertion(

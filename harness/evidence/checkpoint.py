@@ -79,12 +79,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors" and file.read(2) != b"PK":
             return _checkpoint(path, size, sha256, _safetensors_leaves(file, path, size))
         members = _members(file, path, size)
-        if any(member.filename.endswith("data.pkl") for member in members):
+        known = kind_of_members([member.filename for member in members])
+        if not known and any(member.filename.endswith("data.pkl") for member in members):
             leaves = torch_leaves(file, members, path, size)
-        elif all(member.filename.endswith(".npy") for member in members):
+        elif not known and all(member.filename.endswith(".npy") for member in members):
             leaves = _npz_leaves(file, members, path)
         else:
-            known = kind_of_members([member.filename for member in members])
             found = f"{known}: " if known else ""
             found += f"an archive with {one_line(members[0].filename, 80)!r}"
             raise mismatch(path, found, "a torch checkpoint or an .npz file")

@@ -15,9 +15,11 @@ _BEGINNINGS = {
     b"BZh": "a bzip2 file",
     b"\xfd7zXZ\x00": "an xz file",
     b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"CBM1": "a model of CatBoost's",
     b"tree\n": "a LightGBM model in text",
     b"SQLite format 3": "an SQLite database",
 }
+_CONTROLS = {*range(32)} - {*b"\t\n\r\f"}  # in no text
 _TORCH_BEFORE_1_6 = bytes.fromhex("6cfc9c46f9206aa85019")  # the number that its first pickle is
 
 
@@ -39,11 +41,13 @@ def kind_of_file(head: bytes) -> str:
         return "a tar archive"
     if re.match(rb"\s*[{\[]", head) and head.isascii():
         return "JSON"
-    return "a text" if not head.startswith(b"PK") and head and head.isascii() and b"\0" not in head else ""
+    return "a text" if not head.startswith(b"PK") and head and head.isascii() and not set(head) & _CONTROLS else ""
 
 
 def kind_of_members(names: list[str]) -> str:
     """Of a zip archive, by the names in it."""
     if any(name.endswith("config.json") for name in names) and any(name.endswith(".h5") for name in names):
         return "a model of Keras's"
+    if any("/code/" in name and name.endswith(".py") for name in names):
+        return "a program of TorchScript's (torch.jit.save)"
     return ""

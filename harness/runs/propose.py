@@ -7,9 +7,10 @@ import ast
 import json
 import os
 import re
+import shlex
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Script:
     is_torch: bool = False
     saves: list[str] = field(default_factory=list)
     imports: set[str] = field(default_factory=set)
+    options: dict[str, str | None] = field(default_factory=dict)  # of its command line, with the default
+    required: list[str] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
             if options.script
             else f"no Python file below {root} looks like a training"
         )
+        if not options.script and (notebook := next(_notebooks(root), None)):
+            looked += f"; {notebook} is a notebook, which is run as a script: jupyter nbconvert --to script {notebook}"
         print(f"init: {looked}; next: python3 -m harness init SCRIPT, or docs/gate-your-own-lane.md", file=sys.stderr)
         return 1
     name = _name(chosen.path)
@@ -95,9 +100,19 @@ def scripts(root: Path) -> Iterator[Script]:
             yield _look(path.relative_to(root), tree)
 
 
+def _notebooks(root: Path) -> Iterator[str]:
+    """The notebooks of a project, as a shell takes their names."""
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name not in PASSED_OVER and not name.startswith((".", "_")))
+        for file in sorted(files):
+            if file.endswith(".ipynb"):
+                yield shlex.quote(str((Path(folder) / file).relative_to(root)))
+
+
 def _look(path: Path, tree: ast.Module) -> Script:
     script = Script(path)
     called: set[str] = set()
+    pending: list[ast.Call] = []  # what it saves to a path that is put together
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             script.imports |= {alias.name for alias in node.names}
@@ -108,8 +123,13 @@ def _look(path: Path, tree: ast.Module) -> Script:
             called.add(name)
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             texts = [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+            if name == "add_argument" and texts and texts[0].startswith("-"):
+                _option(script, node, next((t for t in texts if t.startswith("--")), texts[0]))
+            if name in SAVES and not any(t.endswith(CHECKPOINTS) for t in texts):
+                pending.append(node)
             if name in SAVES:
                 script.saves += [t for t in texts if t.endswith(CHECKPOINTS) or name == "save_pretrained"]
+    script.saves += [made for node in pending for argument in node.args if (made := _joined(argument, script.options))]
     tops = {name.lstrip(".").partition(".")[0] for name in script.imports}
     script.is_torch = bool(tops & {"torch", "transformers", "lightning", "pytorch_lightning", "accelerate"})
     script.score = sum(points for name, points in TRAINERS.items() if name in called) + 2 * bool(script.saves)
@@ -117,9 +137,53 @@ def _look(path: Path, tree: ast.Module) -> Script:
     return script
 
 
+def _option(script: Script, node: ast.Call, option: str) -> None:
+    """Keep an option of the command line: its default, and whether it must be given."""
+    given = {keyword.arg: keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)}
+    default = given.get("default")
+    script.options[option.lstrip("-").replace("-", "_")] = default if isinstance(default, str) else None
+    if given.get("required") is True:
+        script.required.append(option)
+
+
+def _joined(node: ast.AST, options: Mapping[str, str | None]) -> str | None:
+    """A path that a program puts together of texts and options (`os.path.join(args.output_dir, "m.pt")`, `/`, an
+    f-string), where it ends as a checkpoint does and all of it is known."""
+    parts: list[str] = []
+
+    def take(one: ast.AST) -> bool:
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            parts.append(one.value)
+            return True
+        if isinstance(one, ast.Attribute):
+            default = options.get(one.attr)
+            parts.append(default or "")
+            return default is not None
+        if isinstance(one, ast.BinOp) and isinstance(one.op, ast.Div):
+            return take(one.left) and take(one.right)
+        if isinstance(one, ast.Call) and getattr(one.func, "attr", getattr(one.func, "id", "")) in (
+            "join",
+            "Path",
+            "str",
+        ):
+            return bool(one.args) and all(take(argument) for argument in one.args)
+        if isinstance(one, ast.JoinedStr):
+            return all(take(value.value if isinstance(value, ast.FormattedValue) else value) for value in one.values)
+        return False
+
+    if not take(node) or not parts[-1].endswith(CHECKPOINTS):
+        return None
+    return "/".join(part.strip("/") if index else part.rstrip("/") for index, part in enumerate(parts))
+
+
 def proposal(name: str, script: Script, root: Path) -> str:
     """The table as TOML, with a comment where something could not be told from the text."""
-    lines = [f"[tool.harness.lanes.{name}]", f'command = ["{{python}}", {_text(script.path.as_posix())}]']
+    words = [_text(script.path.as_posix())]
+    if script.path.name == "__main__.py" and (root / script.path.parent / "__init__.py").is_file():
+        words = [_text("-m"), _text(".".join(script.path.parent.parts))]
+    lines = [f"[tool.harness.lanes.{name}]", f'command = ["{{python}}", {", ".join(words)}]']
+    if script.required:
+        lines.append(f"# it must be given {', '.join(script.required)}: add them and their values to command")
     saves = list(dict.fromkeys(script.saves))
     if saves:
         lines.append(f"checkpoint = {_text(saves[0])}")

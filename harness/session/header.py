@@ -29,7 +29,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         lines.append("lane: " + " ".join(f"{name}={value}" for name, value in settings.items()))
     if not config.getoption("--lane-evidence"):
         most = most_runs(config, lane) or lane.most_runs
-        lines.append(f"lane: the gates run it {'once' if most == 1 else f'up to {most} times'} (--lane-runs)")
+        count = "once" if most == 1 else f"up to {most} times"
+        verdict = (
+            "a recording takes a second run"
+            if config.getoption("--snapshot-update", default=False)
+            else ("what is not the recorded result takes a second run, and one of the recorded code")
+        )
+        more = "" if config.getoption("--no-baseline") else f"; {verdict}"
+        lines.append(f"lane: the gates run it {count} (--lane-runs){more}")
     return [visible(printable(line)) for line in lines]
 
 

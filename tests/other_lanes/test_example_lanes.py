@@ -180,7 +180,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
     )
     assert code == 0, text
     assert "13 passed" in text and "not applicable: 38 gates, which have judged nothing; 13 have" in text
-    assert "the lane numpy gives no report: " in text and "recorded " in text
+    assert "on a report and files as docs/evidence.md has them" in text and "recorded " in text
     baselines = list((project / "baselines" / "numpy").glob("*.json"))
     assert len(baselines) == 1
     # -O: the gates judge as before, and the changed lane is red for its baseline alone.
@@ -213,6 +213,18 @@ def test_a_session_in_which_nothing_is_judged_fails(project: Path) -> None:
     assert "FAILED: no gate had anything to judge" in text
     code, text = smoke(project, "-O", "-p", "no:xdist", "--lane", "silent", "--assert=plain")
     assert code == 4 and "every gate would pass" in text
+
+
+def test_a_lane_without_a_checkpoint_is_told_that_nothing_can_be_recorded(project: Path) -> None:
+    (project / "train.py").write_text(
+        "print(open('status.json', 'w').write('{\"status\": \"completed\", \"loss\": 1}'))"
+    )
+    table = '[tool.harness.lanes.said]\ncommand = ["{python}", "train.py"]\nstatus = "status.json"\n'
+    (project / "pyproject.toml").write_text(table)
+    code, text = smoke(project, "-B", "-p", "no:xdist", "--snapshot-update", "--baseline-reason", "a first result")
+    assert code == 1 and "nothing was recorded: a recording holds the tensors of a checkpoint" in text, text
+    assert "a recording takes a second run" in text and "1 failed, 3 passed" in text
+    assert not (project / "baselines").exists()
 
 
 def test_gates_without_a_lane_to_run_are_refused_once(project: Path) -> None:

@@ -232,6 +232,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
         pickle.dumps({"a": 1}) + b"joblib.numpy_pickle": "joblib's pickle, which is not read",
         b"{L\x00\x00\x00\x00\x00\x00\x00\x02i\x07learner": "UBJSON (of XGBoost's, say)",
         b"x\x9cjoblib": "a zlib file (of joblib's, say)",
+        b"CBM1\0\0": "a model of CatBoost's",
         b"\x89HDF\r\n\x1a\n": "an HDF5 file (of Keras, say)",
         b"tree\nversion=v4": "a LightGBM model in text",
         b'{"a": 1}': "JSON",

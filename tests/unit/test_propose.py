@@ -94,3 +94,49 @@ def test_environments_and_tests_are_passed_over(project: Path, capsys: pytest.Ca
     (project / "env" / "pyvenv.cfg").touch()
     assert main([]) == 1
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("path", "checkpoint"),
+    [
+        ('os.path.join(args.output_dir, "m.pt")', "runs/m.pt"),
+        ('Path(args.output_dir) / "last" / "m.pt"', "runs/last/m.pt"),
+        ('args.output_dir + "/m.pt"', None),
+        ('os.path.join(args.data, "m.pt")', None),
+        ('os.path.join(unknown(), "m.pt")', None),
+    ],
+)
+def test_options_of_the_command_line_say_where_it_saves(
+    path: str, checkpoint: str | None, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "train.py").write_text(f"""
+import argparse, os, torch
+from pathlib import Path
+def main(args):
+    loss.backward()
+    torch.save(model.state_dict(), {path})
+parser = argparse.ArgumentParser()
+parser.add_argument("-o", "--output_dir", default="runs")
+parser.add_argument("--data", required=True)
+main(parser.parse_args())
+""")
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert lane(said).get("checkpoint") == checkpoint
+    assert "# it must be given --data: add them" in said
+    assert checkpoint or '# where it leaves its checkpoint was not found: checkpoint = "PATH"' in said
+
+
+def test_a_package_is_run_as_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its relative imports fail where its file is run by its path."""
+    (project / "mine").mkdir()
+    (project / "mine" / "__init__.py").write_text("")
+    (project / "mine" / "__main__.py").write_text("from . import model\n" + TORCH)
+    assert main([]) == 0
+    assert lane(capsys.readouterr().out)["command"] == ["{python}", "-m", "mine"]
+
+
+def test_of_a_notebook_it_says_how_it_becomes_a_script(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "my notes.ipynb").write_text("{}")
+    assert main([]) == 1
+    assert "jupyter nbconvert --to script 'my notes.ipynb'" in capsys.readouterr().err
