@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .names import Part
+
 BLOCK = 1 << 14  # values whose bits are added up at a time
 NORMED = 25_000_000  # values of all tensors together up to which norms are taken at every step
 DIGESTED = 1 << 22  # values of one input that enter the batch's digest
@@ -32,12 +34,14 @@ def every_for(values: int) -> int:
     return max(1, values // NORMED)
 
 
-def bits(tensor: torch.Tensor, first: int = 0) -> int:
+def bits(tensor: torch.Tensor, first: int | Part = 0) -> int:
     """The sum over all values of (bits as a signed integer) · (2 · index + 1), modulo 2⁶⁴. ``first``: where they begin.
 
     Integers add exactly in any order: the sum is the same on every device and however the tensor lies in memory, and
     those of a tensor's parts add up to that of the whole. On a CPU in blocks that one core computes in its cache: four
     times as fast as whole, and no wait for other threads."""
+    if isinstance(first, Part):
+        return _bits_of_part(tensor, first) if first.counts else 0
     flat = tensor.detach()
     flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(-1)
     flat = flat.view(torch.uint8) if flat.dtype == torch.bool else flat.view(INTEGERS[flat.element_size()])
@@ -48,6 +52,22 @@ def bits(tensor: torch.Tensor, first: int = 0) -> int:
         part.copy_(flat[start : start + size])
         found += int((part * weights[: len(part)]).sum() if part.is_cuda else torch.dot(part, weights[: len(part)]))
         found += 2 * (first + start) * int(part.sum()) if first + start else 0
+    return found & MASK
+
+
+def _bits_of_part(tensor: torch.Tensor, part: Part) -> int:
+    """The same sum. An index is a sum over the dimensions, so one dimension after the other is added up."""
+    values = tensor.detach()
+    values = (torch.view_as_real(values) if values.is_complex() else values).contiguous()
+    shape, offset = [*part.shape, 2][: values.dim()], [*part.offset, 0][: values.dim()]
+    values = values.view(torch.uint8) if values.dtype == torch.bool else values.view(INTEGERS[values.element_size()])
+    found, stride = int(values.sum(dtype=torch.int64)), 1
+    for dimension in reversed(range(values.dim())):
+        others = [other for other in range(values.dim()) if other != dimension]
+        sums = values.sum(others, dtype=torch.int64) if others else values.to(torch.int64)
+        places = torch.arange(len(sums), dtype=torch.int64, device=sums.device) + int(offset[dimension])
+        found += 2 * stride * int((sums * places).sum())
+        stride *= int(shape[dimension])
     return found & MASK
 
 

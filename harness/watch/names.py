@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 # A class that wraps a module, and what it calls it.
 WRAPPERS = {
@@ -55,22 +55,34 @@ def _is_wrapper(module: Any) -> bool:
     return any(kind.__name__ in WRAPPERS for kind in type(module).__mro__)
 
 
+class Part(NamedTuple):
+    """Where a part of a tensor lies whose values are not one run of the whole tensor's: what is split is not its first
+    dimension, or not that alone. `counts`: false for a copy of what another process has."""
+
+    shape: Sequence[int]  # of the whole
+    offset: Sequence[int]
+    counts: bool = True
+
+
 def is_part(tensor: Any) -> bool:
     """Whether what lies here of a parameter is a part of it: of a DTensor that is sharded, or with FSDP."""
     placements = getattr(tensor, "placements", ())
     return any(p.is_shard() for p in placements) or bool(getattr(tensor, "_fsdp_flattened", False))
 
 
-def first_here(tensor: Any) -> int:
-    """How many values of the whole tensor come before the part that lies here. 0 where its rows are not the parts: then
-    the parts' digests add up to none of the whole tensor's."""
-    if not any(p.is_shard() for p in getattr(tensor, "placements", ())):
+def first_here(tensor: Any) -> int | Part:
+    """How many values of the whole tensor come before the part that lies here; where that is no one run of them, or
+    another process has it too (a mesh that shards and replicates), its place."""
+    placements = getattr(tensor, "placements", ())
+    if not any(p.is_shard() for p in placements):
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as place
 
     shape, offset = place(tensor.shape, tensor.device_mesh, tensor.placements)
-    if list(shape[1:]) != list(tensor.shape[1:]):
-        return 0
+    where = tensor.device_mesh.get_coordinate() or ()
+    counts = not any(p.is_replicate() and at for p, at in zip(placements, where, strict=False))
+    if list(shape[1:]) != list(tensor.shape[1:]) or not counts:
+        return Part(tuple(tensor.shape), tuple(offset), counts)
     values = int(offset[0])
     for side in shape[1:]:
         values *= int(side)

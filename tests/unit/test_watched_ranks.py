@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,22 @@ def test_what_is_here_of_a_tensor() -> None:
     import torch
 
     from harness.watch.measure import bits
+    from harness.watch.names import Part
 
     whole = torch.randn(5, 3)
     assert not is_part(whole)
     assert bits(whole) == (bits(whole[:2]) + bits(whole[2:], 6)) % (1 << 64)
+    for kind in (torch.float32, torch.bfloat16, torch.complex64, torch.bool):
+        cube = torch.randn(4, 6, 3).to(kind)
+        # In columns, as tensor parallelism has it, and each of those in rows; a copy of a part is not counted again.
+        for rows in ((0, 4), (0, 1, 4)):
+            parts = [
+                bits(cube[top:end, left:right], Part(cube.shape, (top, left, 0)))
+                for top, end in itertools.pairwise(rows)
+                for left, right in ((0, 2), (2, 6))
+            ]
+            assert bits(cube) == sum(parts) % (1 << 64), kind
+    assert bits(whole, Part(whole.shape, (0, 0), counts=False)) == 0
 
 
 def written(folder: Path, rank: int, *, ranks: int = 2, part: bool = False, **changes: Any) -> None:
