@@ -290,7 +290,7 @@ def _environment_moved(verdict: Verdict, why: str, external: bool) -> Verdict:
         verdict,
         kind="environment-moved",
         headline=f"the environment changed the result, not the code; {differs}",
-        cause=f"{why}; {tried}",
+        cause="; ".join(filter(None, (why, tried, verdict.cause))),
         next_command=f"go back to the recorded environment, or accept this one: {RECORD}",
     )
 

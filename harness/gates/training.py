@@ -5,6 +5,7 @@ A lane of another project that gives the same evidence (a trace) is held to the 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -95,7 +96,10 @@ def test_checkpoint_is_not_empty_and_finite(lane_run: RunEvidence, measured: Mea
     for name, tensor in tensors.items():
         assert tensor.size, f"{name} is empty"
         bad = int(np.count_nonzero(~np.isfinite(tensor)))
-        assert not bad, f"{name} has {bad} of {tensor.size} values that are not finite"
+        assert not bad, (
+            f"{name} has {bad} of {tensor.size} values that are not finite; if it is none of the model's, leave it out "
+            f"in the lane's table: tensors = {{exclude = [{json.dumps(name)}]}}"
+        )
 
 
 def test_checkpoint_sha_is_that_of_the_file(lane_run: RunEvidence, measured: Measured) -> None:

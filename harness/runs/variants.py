@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.baselines.verdict import SecondLegUnavailable
 from harness.evidence import NotApplicable
 from harness.evidence.data import audio_files
 from harness.evidence.errors import EvidenceError, mismatch
 from harness.numerics.digest import file_sha256
 from harness.runs.audio import changed_audio, copied_files, renamed_audio
+from harness.runs.copies import copied
 from harness.runs.table import Lane
 
 Varied = tuple[Path | None, dict[str, Path]]  # the audio, and of `data` what is varied, by its path in the table
@@ -51,8 +53,8 @@ def renamed_data(lane: Lane, folder: Path) -> Varied:
 
 
 def data_for(lane: Lane, checkout: Path) -> None:
-    """Put the lane's data into another checkout of the project, as they lie here: git need not have them. Large files
-    are led to by links; folders are made. Raises OSError."""
+    """Put copies of the lane's data into another checkout of the project, as they lie here: git need not have them. No
+    links: a lane may write into its data. Raises SecondLegUnavailable for what cannot be copied."""
     for path in lane.data_paths():
         if not path.is_relative_to(lane.root):
             continue
@@ -60,7 +62,8 @@ def data_for(lane: Lane, checkout: Path) -> None:
             there = checkout / file.relative_to(lane.root)
             there.parent.mkdir(parents=True, exist_ok=True)
             there.unlink(missing_ok=True)
-            there.symlink_to(file)
+            if trouble := copied(file, there):
+                raise SecondLegUnavailable(f"the data cannot be copied for it: {file}: {trouble}")
 
 
 def _need(lane: Lane, audio: Path | None, data: dict[str, Path], what: str) -> None:

@@ -32,7 +32,7 @@ from proof.mutation import CODE, Campaign, Trial, code_digest, say
 from harness.numerics.processor import forced, lacking
 
 RESULTS = MEASUREMENTS / "false_alarms.jsonl"
-CHECKOUT = ("harness", "tests/smoke", "baselines", "data", "conftest.py", "pyproject.toml")
+CHECKOUT = ("harness", "tests/smoke", "tests/support", "baselines", "data", "conftest.py", "pyproject.toml")
 NOT_APPLICABLE = 18  # gates: on a watched program, what the voice lane's table does not give, a second training
 NOT_RECORDED = ("--deselect=tests/smoke/test_baseline.py",)
 LONG = "/".join(letter * 180 for letter in "abcd")

@@ -339,7 +339,7 @@ def _order() -> Iterator[Fault]:
         "always the first batch", "every step trains on the first batch, and the trace says otherwise", "order",
         (lane("trainer.py", "codes = tokens.codes[chunks].to(device)\n\n", "codes = first_codes\n\n"),),
         SAME_LOSS, "step 2 of 24, phase forward",
-        alone=FIRST_STEPS, alone_says="at step 2 the losses",
+        alone=FIRST_STEPS, alone_says="at step 2 the loss of codebook",
     )  # fmt: skip
     yield Fault(
         "the same order in each epoch", "every epoch has the first one's order", "order",
@@ -427,7 +427,7 @@ def _objective() -> Iterator[Fault]:
         "objective",
         (lane("trainer.py", "(loss.total * scale).backward()", "(loss.total / 4).backward()"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "label smoothing", "a smoothing of 0.1 is left over from an experiment", "objective",
@@ -445,14 +445,14 @@ def _objective() -> Iterator[Fault]:
         (lane("trainer.py", "(loss.total * scale).backward()",
               "((loss.by_codebook * loss.valid).mean() / codes[:, 0].numel() * scale).backward()"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "gradient of half of the batch", "the gradient is that of the batch's first half", "objective",
         (lane("trainer.py", "(loss.total * scale).backward()",
               "(loss_of(codes[: len(codes) // 2]).total * scale).backward()"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "condition dropped at some steps", "every tenth step has an empty text for its condition", "objective",
@@ -460,7 +460,7 @@ def _objective() -> Iterator[Fault]:
               'compute_predictions(\n            codes, [], conditions(len(codes)) if step % 10 != 9 else '
               'condition_tensors(model, "", len(codes))\n        )'),),
         SAME_LOSS, "step 9 of 24, phase forward",
-        alone=WHOLE, alone_says="at step 9 the losses",
+        alone=WHOLE, alone_says="at step 9 the loss of codebook",
     )  # fmt: skip
     yield Fault(
         "conditions changed in place", "the condition's tensors are kept, and made a little larger at each step",
@@ -469,7 +469,7 @@ def _objective() -> Iterator[Fault]:
               f"{UPDATE}        for condition, _ in conditions(len(codes)).values():\n"
               "            condition.mul_(1.01)\n"),),
         SAME_LOSS, "step 2 of 24, phase forward",
-        alone=FIRST_STEPS, alone_says="at step 2 the losses",
+        alone=FIRST_STEPS, alone_says="at step 2 the loss of codebook",
     )  # fmt: skip
     yield Fault(
         "token masking left on", "a tenth of the tokens is replaced, from the third step on", "objective",
@@ -477,7 +477,7 @@ def _objective() -> Iterator[Fault]:
               "if step > 2:\n            codes[:, :, step % 10 :: 10] = 0\n        loss = loss_of(codes)\n"
               "        loss_value"),),
         SAME_LOSS, "step 3 of 24, phase forward",
-        alone=LAST_STEP, alone_says="the last losses by codebook",
+        alone=LAST_STEP, alone_says="at step 24 the loss of codebook",
     )  # fmt: skip
     yield Fault(
         "setting not used", "the description is read and not used", "objective",
@@ -541,7 +541,7 @@ def _adapter() -> Iterator[Fault]:
         "adapter",
         (lane("adapter.py", ADDED, "added: Tensor = adapter(given[0].detach())"),),
         SAME_CHECKPOINT, "phase backward",
-        alone=FIRST_STEPS, alone_says="the gradient of",
+        alone=FIRST_STEPS, alone_says="the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "dropout left on", "the adapter has a dropout that no evaluation turns off", "adapter",
@@ -570,20 +570,20 @@ def _adapter() -> Iterator[Fault]:
         "adapter one token late", "the adapters' output is that of the position before", "adapter",
         (lane("adapter.py", ADDED, f"{ADDED}.roll(1, dims=1)"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "adapters scaled", "the adapters' output is doubled, as a scale of 16 over a rank of 8 would", "adapter",
         (lane("adapter.py", "output + added.to(output.dtype)", "output + 2.0 * added.to(output.dtype)"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "adapter in float32", "one product of the adapter is computed in float32", "adapter",
         (lane("adapter.py", "return x.to(self.down.dtype) @ self.down.T @ self.up.T",
               "return (x.float() @ self.down.T.float()).to(self.up.dtype) @ self.up.T"),),
         SAME_CHECKPOINT, "phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
         float64_alone=True,
     )  # fmt: skip
     yield Fault(
@@ -591,7 +591,7 @@ def _adapter() -> Iterator[Fault]:
         (lane("adapter.py", "zip(lm.transformer.layers, adapters, strict=True)",
               "zip(lm.transformer.layers, reversed(adapters), strict=True)"),),
         SAME_LOSS, "step 1 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 1 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 1 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "other initial scales", "the first factor begins twice as large", "adapter",
@@ -660,7 +660,7 @@ def _optimizer() -> Iterator[Fault]:
     yield Fault(
         "zero_grad missing", "gradients add up from step to step", "optimizer",
         (lane("trainer.py", "optimizer.zero_grad()", "pass"),), SAME_LOSS, "step 2 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "weight decay dropped", "the weight decay is not handed on", "optimizer",
@@ -700,7 +700,7 @@ def _optimizer() -> Iterator[Fault]:
         "last update skipped", "the last step computes a gradient and does not use it", "optimizer",
         (lane("trainer.py", UPDATE, "        if step < settings.steps:\n            optimizer.step()\n"),),
         SAME_CHECKPOINT, "step 24 of 24, phase optimizer", says32="checkpoint",
-        alone=LAST_STEP, alone_says="the last update of",
+        alone=LAST_STEP, alone_says="after the update is",
     )  # fmt: skip
     yield Fault(
         "decay on some tensors", "the weight decay is taken off the first factors", "optimizer",
@@ -788,13 +788,13 @@ def _optimizer() -> Iterator[Fault]:
               "        for n, p in parameters.items():\n            if step > 12 and n.startswith(\"2.\"):\n"
               f"                p.grad = None\n{UPDATE}"),),
         SAME_CHECKPOINT, "step 13 of 24, phase optimizer",
-        alone=LAST_STEP, alone_says="the last update of 2.",
+        alone=LAST_STEP, alone_says="at step 24 the norm of 2.",
     )  # fmt: skip
     yield Fault(
         "gradients of two steps", "gradients are cleared at every second step alone", "optimizer",
         (lane("trainer.py", "optimizer.zero_grad()", "if step % 2:\n            optimizer.zero_grad()"),),
         SAME_LOSS, "step 2 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "moments lost when it goes on", "a run that goes on begins with moments of zero", "optimizer",
@@ -850,7 +850,7 @@ def _model() -> Iterator[Fault]:
               "model.lm.to(dtype)\n    for module in model.lm.modules():\n"
               "        if isinstance(module, torch.nn.LayerNorm):\n            module.eps = 1e-3"),),
         FIRST_LOSS, "the model's own is",
-        gate32=FIRST_STEPS, says32="the losses by codebook are",
+        gate32=FIRST_STEPS, says32="at step 1 the loss of codebook",
     )  # fmt: skip
 
 
@@ -1092,7 +1092,7 @@ def _report() -> Iterator[Fault]:
          lane("trainer.py", "        if states is not None and states.due(step):",
               "        earlier = gradients\n        if states is not None and states.due(step):")),
         SAME_CHECKPOINT, "step 2 of 24, phase backward",
-        alone=FIRST_STEPS, alone_says="at step 2 the gradient of",
+        alone=FIRST_STEPS, alone_says="at step 2 the gradient norm of",
     )  # fmt: skip
     yield Fault(
         "losses of the step before", "the trace gives each step the losses of the one before", "report",
@@ -1101,5 +1101,5 @@ def _report() -> Iterator[Fault]:
               "            valid"),
          lane("trainer.py", "        if states is not None and states.due(step):",
               "        earlier = loss\n        if states is not None and states.due(step):")),
-        FIRST_STEPS, "at step 2 the losses",
+        FIRST_STEPS, "at step 2 the loss of codebook",
     )  # fmt: skip

@@ -125,3 +125,7 @@ def test_data_that_git_lacks_are_put_into_another_checkout(tmp_path: Path) -> No
     assert (there / "data" / "a.csv").read_text() == "value\n1\n2\n3\n"
     assert sorted(path.name for path in (there / "data" / "tokens").iterdir()) == ["x.bin", "y.bin"]
     assert not (there / "data" / "tokens").is_symlink(), "what the lane adds there stays there"
+    copy = there / "data" / "tokens" / next(path.name for path in (there / "data" / "tokens").iterdir())
+    before = (lane.root / "data" / "tokens" / copy.name).read_bytes()
+    copy.write_bytes(b"what the recorded code makes of it")
+    assert (lane.root / "data" / "tokens" / copy.name).read_bytes() == before, "nor does it reach the user's files"
