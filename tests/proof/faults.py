@@ -282,7 +282,7 @@ def _data() -> Iterator[Fault]:
         (
             lane("tokens.py", 'yield entry["sha256"], start, samples',
                  'if samples.std() > 0.053:\n                    yield entry["sha256"], start, samples'),
-            lane("tokens.py", "at_once if len(sources) < total else 0", "0"),
+            lane("tokens.py", "at_once if len(codes) + len(encoding) < len(mine) else 0", "0"),
         ),
         SAME_TOKENS, "phase tokens",
         alone=CUT, alone_says="by manifest and settings it is",
@@ -372,7 +372,7 @@ def _order() -> Iterator[Fault]:
 TARGETS = "targets = torch.where(mask, codes, -100)"
 SANITIZED = "clean, replaced = sanitize(logits, mask)"
 MEAN = "return Loss(by_codebook.mean(), "
-BY_VALID = ".sum(dim=1) / valid"
+BY_VALID = "by_codebook = sums / valid"
 
 
 def _objective() -> Iterator[Fault]:
@@ -399,7 +399,7 @@ def _objective() -> Iterator[Fault]:
     yield Fault(
         "mean over all positions", "the sum over valid positions is divided by the number of all positions",
         "objective",
-        (lane("objective.py", BY_VALID, ".sum(dim=1) / (codes.shape[0] * codes.shape[2])"),),
+        (lane("objective.py", BY_VALID, "by_codebook = sums / (codes.shape[0] * codes.shape[2])"),),
         FIRST_LOSS, "the model's own is",
     )  # fmt: skip
     yield Fault(
