@@ -18,6 +18,8 @@ from harness.lane.settings import Settings
 from harness.lane.signals import Stopped, listen
 from harness.numerics.modes import environment_pins
 
+GRACE_S = "10"  # in which a rank ends that was asked to: more than it takes to hear how the others ended
+
 
 def launch(settings: Settings, run: Run) -> int:
     """Start this command once for each rank, wait until all have ended, and return the exit code. Where no rank said
@@ -31,6 +33,7 @@ def launch(settings: Settings, run: Run) -> int:
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.update(environment_pins(settings.numerics, settings.threads), LANE_RUN_ID=settings.run_id)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE_S)
     os.environ[HELD_BY] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,

@@ -44,7 +44,7 @@ def finish(run: Run, error: BaseException | None) -> int:
     run.let_go()
     failure = failure_of(error, run) if error else None
     if error is not None and failure is not None and run.ranks is not None:
-        failure, speaks = run.ranks.last_word(failure, error, run.where())
+        failure, speaks = run.ranks.last_word(failure, error, run.step, run.where())
         mute(not speaks)
         if speaks and run.common is not None:  # for rank 0, which cannot
             run.settings, run.began = run.common, True

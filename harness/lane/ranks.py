@@ -68,9 +68,9 @@ class Ranks:
     def await_first(self, what: str) -> None:
         """Wait until rank 0 has come so far."""
 
-    def last_word(self, failure: LaneError, error: BaseException, where: str) -> tuple[LaneError, bool]:
+    def last_word(self, failure: LaneError, error: BaseException, step: str, where: str) -> tuple[LaneError, bool]:
         """(What ended the run, whether this rank is the one to write it down), of this rank's ``failure`` and what the
-        others say of theirs. ``where``: it is in the lane."""
+        others say of theirs. ``step`` and ``where``: how far it has come."""
         return failure, True
 
 
@@ -195,13 +195,13 @@ class Together(Ranks):
                 raise_if_stopped()
                 time.sleep(0.01)
 
-    def last_word(self, failure: LaneError, error: BaseException, where: str) -> tuple[LaneError, bool]:
+    def last_word(self, failure: LaneError, error: BaseException, step: str, where: str) -> tuple[LaneError, bool]:
         try:
-            return self._last_word(failure, error, where)
+            return self._last_word(failure, error, step, where)
         except RuntimeError:  # the launcher is gone, and with it what the ranks know of each other
             return failure, self.rank == 0
 
-    def _last_word(self, failure: LaneError, error: BaseException, where: str) -> tuple[LaneError, bool]:
+    def _last_word(self, failure: LaneError, error: BaseException, step: str, where: str) -> tuple[LaneError, bool]:
         lines = "" if isinstance(error, LaneError) else "".join(traceback.format_exception(error))[-8000:]
         names = ("step", "code", "cause", "action", "status", "exit_code")
         own = {name: getattr(failure, name) for name in names} | {"log": lines}
@@ -225,7 +225,7 @@ class Together(Ranks):
         from_outside = [word for _, _, word in told if word["code"] != LOST]
         if gone or (silent and not from_outside):
             cause = f"{'; '.join(lost)}; {where}"
-            return LaneError(failure.step, LOST, cause, "look for what ended it", status="failed", exit_code=1), True
+            return LaneError(step, LOST, cause, "look for what ended it", status="failed", exit_code=1), True
         if from_outside:
             return _failure(from_outside[0], "; ".join([from_outside[0]["cause"], *lost])), True
         return failure, True

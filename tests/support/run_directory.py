@@ -167,6 +167,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
         "checkpoint_tensor_digest": digest,
         "seed": str(seed),
         "steps": str(steps),
+        "ranks": "1",
     }
     write_report(run_dir / "train_report.txt", report)
     (run_dir / "lane.log").write_text("2026-01-01 00:00:00,000 INFO harness.lane: nothing to say\n")
