@@ -95,5 +95,5 @@ def over_all_ranks(own: Loss | None, codes: Tensor, ranks: Ranks) -> Loss:
     ranks.sum_(added)
     sums, valid, replaced = added[:count], added[count:-1], added[-1]
     share = added.new_zeros(()) if own is None else (own.sums / valid.to(own.sums.dtype)).mean()
-    by_codebook = sums / valid
-    return Loss(share, by_codebook, valid.long(), replaced.long(), sums, by_codebook.mean())
+    means = sums / valid
+    return Loss(share, means, valid.long(), replaced.long(), sums, means.mean())
