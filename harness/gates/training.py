@@ -264,8 +264,7 @@ def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measure
 
 
 def test_all_ranks_hold_the_same_parameters(lane_run: RunEvidence, measured: Measured) -> None:
-    """Report, status and trace name as many processes that trained together, and after each step all of these have the
-    same parameters: those that were kept."""
+    """All processes that trained together have the same parameters after each step; the files agree on their number."""
     trace = lane_run.trace
     ranks = trace.header.ranks
     measured(f"ranks: {ranks}")

@@ -25,7 +25,7 @@ REPORT_KEYS = (
     "audio_size_bytes audio_is_lfs_pointer manifest_path manifest_exists manifest_entry_count training_status_path "
     "training_status_json checkpoint_path checkpoint_exists checkpoint_size_bytes checkpoint_sha256 "
     "next_unblock_action lane promotable run_id model_id model_digest dataset_digest tokens_digest settings_digest "
-    "numeric_mode numeric_class seed steps loss loss_first loss_smoothed held_out_loss_first "
+    "numeric_mode numeric_class seed steps ranks loss loss_first loss_smoothed held_out_loss_first "
     "held_out_loss best_step sanitized_logits checkpoint_tensor_digest audiocraft_import log_path"
 ).split()
 CHUNKS, CODEBOOKS, FRAMES, BATCH = 3, 2, 5, 2
