@@ -29,26 +29,50 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def completed(folder: Path, settings: Mapping[str, str]) -> RunEvidence:
-    ended = run(folder, settings)
+    return checked(run(folder, settings))
+
+
+def checked(ended: Ended) -> RunEvidence:
     assert ended.exit_code == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
-    assert not leftovers(folder)
-    return load_run(folder)
+    assert not leftovers(ended.run_dir)
+    return load_run(ended.run_dir)
+
+
+ON_RANK_1 = "import os\nif os.environ.get('RANK') == '1':\n    "
+NATIVE = {"LANE_NUMERICS": "native"}
+ALONE = {"LANE_STEPS": "24", "LANE_STRIDE_SECONDS": "2.56", "LANE_EVAL_EVERY": "8"}  # the shipped lane, whole
 
 
 @pytest.fixture(scope="session")
-def one(tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
-    return completed(tmp_path_factory.mktemp("one"), SHORT)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """What needs no signal in the middle, all at the same time. Three ranks do not divide a batch of four."""
+    chosen: dict[str, dict[str, str]] = {
+        "one": {},
+        "two": {"LANE_RANKS": "2"},
+        "three": {"LANE_RANKS": "3", **ALONE},
+        "one in float32": NATIVE,
+        "two in float32": {"LANE_RANKS": "2", **NATIVE},
+        "other seed": {"LANE_RANKS": "2"},
+    }
+    plants = {"other seed": f"{ON_RANK_1}os.environ['LANE_SEED'] = '7'"}
+    folder = tmp_path_factory.mktemp("ranks")
+    children = {name: start(folder / name, told, plant=plants.get(name, "")) for name, told in chosen.items()}
+    return {name: child.end("") for name, child in children.items()}
 
 
 @pytest.fixture(scope="session")
-def two(tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
-    return completed(tmp_path_factory.mktemp("two"), {**SHORT, "LANE_RANKS": "2"})
+def one(runs: dict[str, Ended]) -> RunEvidence:
+    return checked(runs["one"])
 
 
 @pytest.fixture(scope="session")
-def three(tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
-    """The whole shipped lane; three ranks do not divide its batch of four."""
-    return completed(tmp_path_factory.mktemp("three"), {"LANE_RANKS": "3"})
+def two(runs: dict[str, Ended]) -> RunEvidence:
+    return checked(runs["two"])
+
+
+@pytest.fixture(scope="session")
+def three(runs: dict[str, Ended]) -> RunEvidence:
+    return checked(runs["three"])
 
 
 def drift(found: RunEvidence, due: RunEvidence) -> float:
@@ -76,10 +100,8 @@ def test_two_ranks_compute_what_one_process_does(one: RunEvidence, two: RunEvide
             assert found.held_out.loss == pytest.approx(due.held_out.loss, rel=1e-13)
 
 
-def test_two_ranks_in_float32_are_within_its_tolerance(tmp_path: Path) -> None:
-    native = {**SHORT, "LANE_NUMERICS": "native"}
-    found = completed(tmp_path / "two", {**native, "LANE_RANKS": "2"})
-    due = completed(tmp_path / "one", native)
+def test_two_ranks_in_float32_are_within_its_tolerance(runs: dict[str, Ended]) -> None:
+    found, due = checked(runs["two in float32"]), checked(runs["one in float32"])
     assert found.tokens_digest() == due.tokens_digest()
     for mine, theirs in zip(found.trace.steps, due.trace.steps, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
@@ -193,12 +215,8 @@ def test_sigterm_to_the_launcher_ends_all_and_another_number_of_ranks_goes_on(on
     assert drift(again, one) < GUARD / 10
 
 
-ON_RANK_1 = "import os\nif os.environ.get('RANK') == '1':\n    "
-
-
-def test_a_rank_with_other_settings_is_named(tmp_path: Path) -> None:
-    ended = start(tmp_path, {"LANE_RANKS": "2"}, plant=f"{ON_RANK_1}os.environ['LANE_SEED'] = '7'").end("")
-    assert_refused(ended, "ranks_disagree", "rank 1 of 2 has seed 7, and rank 0 has 0")
+def test_a_rank_with_other_settings_is_named(runs: dict[str, Ended]) -> None:
+    assert_refused(runs["other seed"], "ranks_disagree", "rank 1 of 2 has seed 7, and rank 0 has 0")
 
 
 def test_more_ranks_than_chunks_in_a_step_are_refused(tmp_path: Path) -> None:
