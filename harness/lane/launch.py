@@ -63,9 +63,12 @@ def launch(settings: Settings, run: Run) -> int:
         listen(True)  # torch's launcher has put handlers of its own in their place
         remove_places(settings.run_dir)
     status = _status(settings)
-    if status is not None and not str(status.get("root_cause")).startswith("run_not_ended"):
-        return _exit_code(status, signum)
     run.began = status is not None
+    if status is not None and not str(status.get("root_cause")).startswith("run_not_ended"):
+        if status.get("status") != "interrupted" or failure is None:
+            return _exit_code(status, signum)
+        # The others were asked to end because of that one, which had not said yet that it was there.
+        failure.step = str(status.get("first_failed_step"))
     if signum:
         raise Stopped(signum)
     raise failure or LaneError("ranks", "no_status", "no rank said how the run ended", "look at lane.log")

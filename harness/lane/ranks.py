@@ -221,7 +221,9 @@ class Together(Ranks):
                 prefix = "" if word["code"] == "ranks_disagree" else f"rank {rank} of {self.world}: "
                 return _failure(word, f"{prefix}{word['cause']}"), True
         lost = [f"rank {rank} of {self.world} was killed (its process is gone; often: out of memory)" for rank in gone]
-        lost += [f"rank {rank} of {self.world} does not answer: it hangs" for rank in silent]
+        for rank in silent:
+            how = "does not answer: it hangs" if self._store.check([f"who/{rank}"]) else "never came: killed, or slow"
+            lost.append(f"rank {rank} of {self.world} {how}")
         from_outside = [word for _, _, word in told if word["code"] != LOST]
         if gone or (silent and not from_outside):
             cause = f"{'; '.join(lost)}; {where}"

@@ -87,7 +87,6 @@ def begin_with_the_others(run: Run, held: contextlib.ExitStack) -> None:
     if ranks.rank > 0:
         mute(True)
         os.environ.pop(HELD_BY, None)  # that of the run directory
-        sys.unraisablehook = lambda what: None  # it has no log yet, and the terminal is rank 0's
         ranks.await_first("began")
         run.common, run.settings = run.settings, place_of(run.settings, ranks.rank)
         held.callback(shutil.rmtree, run.settings.run_dir, ignore_errors=True)
