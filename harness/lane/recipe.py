@@ -25,7 +25,7 @@ from harness.lane.outputs import locked, place_of, stage_again
 from harness.lane.ranks import ALONE
 from harness.lane.run import Run
 from harness.lane.settings import Settings, is_rank, read_settings
-from harness.lane.signals import Stopped, listen, raise_if_stopped
+from harness.lane.signals import Stopped, listen, raise_if_stopped, requests
 from harness.numerics.modes import environment_pins
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def run_once() -> int:
             raise_if_stopped()
             listen(False)
         except BaseException as error:
-            ended = error
+            # A signal that comes while a library calls back is swallowed there, and the library fails for it.
+            ended = Stopped(requests[0]) if requests else error
         while True:  # until no signal comes between the first of these lines and the last
             try:
                 listen(False)
