@@ -66,14 +66,15 @@ def run_once() -> int:
             raise_if_stopped()
             listen(False)
         except BaseException as error:
-            # A signal that comes while a library calls back is swallowed there, and the library fails for it.
-            ended = Stopped(requests[0]) if requests else error
+            ended = error
         while True:  # until no signal comes between the first of these lines and the last
             try:
                 listen(False)
                 break
             except Stopped as again:
                 ended = ended or again
+        if ended and requests and not isinstance(ended, Stopped):
+            ended = Stopped(requests[0])  # a library that was calling back swallowed it, and failed for it
         return finish(run, ended)
 
 
