@@ -21,6 +21,7 @@ class Busy(Exception):
 
 
 INHERITED = "HARNESS_LOCK_FD"  # names a descriptor by which whoever started this process owns its run directory
+HELD_BY = "HARNESS_LOCK_HELD_BY"  # the same where no descriptor could be passed on: the number of the starter's process
 
 
 class Hold:
@@ -63,7 +64,7 @@ class Hold:
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Own ``folder`` while the block runs, or know that whoever started this process does. Raises what Hold does."""
-    if _is_inherited(folder):
+    if _is_inherited(folder) or os.environ.get(HELD_BY) == str(os.getppid()):
         yield
         return
     hold = Hold(folder)

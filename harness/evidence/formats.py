@@ -47,6 +47,7 @@ class Status(Told, kw_only=True):
     steps_done: Any = LATER
     steps_total: Any = LATER
     sanitized_logits: Any = LATER
+    ranks: Any = LATER
     checkpoint_sha256: Any = LATER
     checkpoint_tensor_digest: Any = LATER
     started_at: Any = LATER
@@ -74,6 +75,7 @@ class TrainStatus(Status, kw_only=True):
     steps_done: Count
     steps_total: Count | None
     sanitized_logits: Count | None
+    ranks: Positive | None = None
     checkpoint_path: Text | None
     checkpoint_sha256: Text | None
     checkpoint_tensor_digest: Text | None

@@ -45,6 +45,7 @@ OWN_KEYS = (
     "numeric_class",
     "seed",
     "steps",
+    "ranks",
     "loss",
     "loss_first",
     "loss_smoothed",

@@ -13,6 +13,7 @@ from harness.evidence.strict import (
     Count,
     Hex16,
     HexFloat,
+    Positive,
     Sha256,
     Text,
     as_struct,
@@ -25,7 +26,7 @@ LINE_LIMIT = 8 << 20
 
 
 class Header(Struct):
-    """The first line of a trace: what was run."""
+    """The first line of a trace: what was run. `ranks`: processes that trained together."""
 
     schema: Literal["lane_trace/1"]
     run_id: Text
@@ -39,6 +40,7 @@ class Header(Struct):
     settings_digest: Text
     model_digest: Text
     dataset_digest: Sha256
+    ranks: Positive = 1
 
 
 class Chunk(Struct):
@@ -82,8 +84,8 @@ class Start(Struct):
 
 class Step(Struct):
     """One optimizer step. `valid`: positions that count, by codebook; `learning_rate`: of this update; `sketch` and
-    `held_out`: at a few steps, after the update. What follows after that only the trace of a watched program has
-    (watched.py)."""
+    `held_out`: at a few steps, after the update; `param_by_rank`: where several processes trained together, the digest
+    of each one's parameters. What follows after that only the trace of a watched program has (watched.py)."""
 
     step: Count
     chunks: list[int]
@@ -98,6 +100,7 @@ class Step(Struct):
     loss_smoothed: HexFloat | None = None
     learning_rate: HexFloat | None = None
     held_out: HeldOut | None = None
+    param_by_rank: list[Hex16] = []
     learning_rates: list[HexFloat] = []
     grad_bits: dict[str, Hex16] = {}
     param_bits: dict[str, Hex16] = {}

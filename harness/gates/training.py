@@ -27,6 +27,7 @@ from harness.evidence import (
 )
 from harness.evidence.errors import mismatch
 from harness.evidence.trace import HeldOut
+from harness.numerics.digest import tensor_digest
 
 pytestmark = pytest.mark.smoke
 
@@ -264,6 +265,33 @@ def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measure
     assert start.loss == start.loss_without_adapters, "the first loss differs from the loss without adapters"
     assert start.loss == lane_run.trace.steps[0].loss, "the first step's loss is not the first loss"
     assert start.chunks == lane_run.trace.steps[0].chunks, "the first loss is of another batch"
+
+
+def test_all_ranks_hold_the_same_parameters(lane_run: RunEvidence, measured: Measured) -> None:
+    """All processes that trained together have the same parameters after each step; the files agree on their number."""
+    trace = lane_run.trace
+    ranks = trace.header.ranks
+    measured(f"ranks: {ranks}")
+    for where, said in (("report", lane_run.report.get("ranks")), ("status", lane_run.status.get("ranks"))):
+        assert said is None or str(said) == str(ranks), f"the {where} says {said} ranks, the trace {ranks}"
+    for step in trace.steps:
+        digests = step.param_by_rank
+        assert len(digests) == (ranks if ranks > 1 else 0), f"step {step.step} has digests of {len(digests)} ranks"
+        for rank, digest in enumerate(digests):
+            assert digest == digests[0], (
+                f"after step {step.step} rank {rank} has other parameters ({digest}) than rank 0 ({digests[0]}): the "
+                "ranks do not make the same update from the same values"
+            )
+    if ranks > 1:
+        kept = {n.split(".", 1)[1][: -len(".value")]: v for n, v in lane_run.last_step.tensors.items() if _after(n)}
+        found = tensor_digest(kept)[:16]
+        assert found == trace.steps[-1].param_by_rank[0], (
+            f"what was kept of the last step has digest {found}, and rank 0 had {trace.steps[-1].param_by_rank[0]}"
+        )
+
+
+def _after(name: str) -> bool:
+    return name.startswith("after.") and name.endswith(".value")
 
 
 def test_base_model_is_unchanged(lane_run: RunEvidence, measured: Measured) -> None:

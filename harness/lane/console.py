@@ -10,6 +10,14 @@ from typing import TextIO
 
 from harness.base.report import one_line
 
+_is_mute = False
+
+
+def mute(on: bool) -> None:
+    """Say nothing: of several processes that train together one speaks."""
+    global _is_mute
+    _is_mute = on
+
 
 def say(line: str) -> None:
     """One line on stdout, at once. A reader who went away is no reason to fail."""
@@ -22,6 +30,8 @@ def complain(line: str) -> None:
 
 
 def _print(line: str, stream: TextIO) -> None:
+    if _is_mute:
+        return
     try:
         print(line, file=stream, flush=True)
     except (OSError, ValueError):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.lane.ranks import Ranks
+
 INFINITY_BOUND = 1e4
 CPU_CLAMP = 30.0
 
@@ -47,12 +49,19 @@ def sanitize(logits: Tensor, mask: Tensor) -> Sanitized:
 @dataclass(frozen=True)
 class Loss:
     """``total``: scalar with gradient, the mean over the codebooks of ``by_codebook`` ``[K]``; ``valid`` ``[K]``
-    positions."""
+    positions. ``sums`` ``[K]``, with gradient: of the losses at these positions."""
 
     total: Tensor
     by_codebook: Tensor
     valid: Tensor
     replaced: Tensor
+    sums: Tensor
+    of_all: Tensor | None = None  # the loss of all ranks, where ``total`` is this one's share
+
+    @property
+    def value(self) -> float:
+        """The loss as a number."""
+        return float((self.total if self.of_all is None else self.of_all).item())
 
 
 def masked_cross_entropy(logits: Tensor, codes: Tensor, mask: Tensor) -> Loss:
@@ -69,5 +78,22 @@ def masked_cross_entropy(logits: Tensor, codes: Tensor, mask: Tensor) -> Loss:
     targets = torch.where(mask, codes, -100)
     losses = F.cross_entropy(clean.flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none")
     valid = mask.sum(dim=(0, 2))
-    by_codebook = losses.view(codes.shape).transpose(0, 1).reshape(codebooks, -1).sum(dim=1) / valid
-    return Loss(by_codebook.mean(), by_codebook, valid, replaced)
+    sums = losses.view(codes.shape).transpose(0, 1).reshape(codebooks, -1).sum(dim=1)
+    by_codebook = sums / valid
+    return Loss(by_codebook.mean(), by_codebook, valid, replaced, sums)
+
+
+def over_all_ranks(own: Loss | None, codes: Tensor, ranks: Ranks) -> Loss:
+    """The loss over the positions of all ranks, from that over this rank's ``codes`` (None where it has none): the sums
+    of the losses, divided once by the counts of all. ``total`` is this rank's share of it, and has its gradient."""
+    if ranks.world == 1 and own is not None:
+        return own
+    count = codes.shape[1]
+    added = torch.zeros(2 * count + 1, dtype=torch.float64, device=codes.device)
+    if own is not None:
+        added = torch.cat([own.sums.detach(), own.valid, own.replaced[None]]).double()
+    ranks.sum_(added)
+    sums, valid, replaced = added[:count], added[count:-1], added[-1]
+    share = added.new_zeros(()) if own is None else (own.sums / valid.to(own.sums.dtype)).mean()
+    means = sums / valid
+    return Loss(share, means, valid.long(), replaced.long(), sums, means.mean())

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from harness.base.files import atomic_write, drop_unfinished, holds_run, is_lfs_pointer, kind_at, show, write_json
 from harness.base.report import one_line, render_report
-from harness.lane.console import complain, say
+from harness.lane.console import complain, mute, say
 from harness.lane.environment import head_commit, peak_gpu_memory_bytes, peak_memory_bytes
 from harness.lane.errors import LaneError
 from harness.lane.failure import failure_of
-from harness.lane.outputs import remove_earlier
+from harness.lane.outputs import remove_earlier, remove_places
 from harness.lane.run import Run, log, now
 from harness.lane.settings import Settings
 
@@ -34,6 +34,8 @@ def begin(settings: Settings, run: Run) -> None:
     unended = LaneError("lane_process", "run_not_ended", cause, "wait for it, or run it again", status="interrupted")
     write_status(settings, run, unended)
     atomic_write(settings.report_path, report_text(run, unended).encode())
+    if run.ranks is not None:
+        run.ranks.tell("began")
 
 
 def finish(run: Run, error: BaseException | None) -> int:
@@ -41,6 +43,11 @@ def finish(run: Run, error: BaseException | None) -> int:
     done. Signals are ignored by now."""
     run.let_go()
     failure = failure_of(error, run) if error else None
+    if error is not None and failure is not None and run.ranks is not None:
+        failure, speaks = run.ranks.last_word(failure, error, run.step, run.where())
+        mute(not speaks)
+        if speaks and run.common is not None:  # for rank 0, which cannot
+            run.settings, run.began = run.common, True
     if error is not None:
         run.loss = run.loss if getattr(error, "loss", None) is None else getattr(error, "loss", None)
         run.sanitized = getattr(error, "sanitized", run.sanitized)
@@ -61,6 +68,8 @@ def finish(run: Run, error: BaseException | None) -> int:
                 failure = _write_status(settings, run, failure_of(trouble, run))
             text = ""
     text = text or report_text(run, failure)
+    if settings and run.ranks is not None and settings.ranks > 1 and run.owns_run_dir and failure:
+        remove_places(settings.run_dir)  # those of ranks that are gone; the others have no more use for theirs
     if failure:
         complain(f"{failure.step}: {failure.code}: {failure.cause}")
     say("\n" + text.rstrip())
@@ -109,6 +118,7 @@ def write_status(settings: Settings, run: Run, failure: LaneError | None) -> Non
         "steps_done": run.steps_done,
         "steps_total": 0 if run.settings_refused else settings.steps,
         "sanitized_logits": run.sanitized,
+        "ranks": settings.ranks,
         "checkpoint_path": show(settings.checkpoint_path) if run.checkpoint else None,
         "checkpoint_sha256": run.checkpoint["sha256"] if run.checkpoint else None,
         "checkpoint_tensor_digest": run.checkpoint["tensor_digest"] if run.checkpoint else None,
@@ -165,6 +175,7 @@ def report_text(run: Run, failure: LaneError | None) -> str:
         "numeric_mode": settings.numerics,
         "seed": settings.seed,
         "steps": settings.steps,
+        "ranks": settings.ranks,
         "loss": run.loss,
         "loss_first": run.loss_first,
         **run.learned,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,6 +19,7 @@ from harness.lane.settings import Settings
 
 # What others write into a run directory when the run has ended: the launcher, and the session that judges it.
 LATER = {"run.json": "lane_run/1", "gates.json": "gates/1", "history.json": "history/1", "report.html": "page"}
+FOLDER = f"{TEMPORARY_PREFIX}rank-"  # where a rank other than 0 has its own files, in the run directory
 CLIPS = ("source", "reconstruction", "without_adapter", "with_adapter")
 
 
@@ -198,5 +201,35 @@ def remove_earlier(settings: Settings) -> None:
         to_remove.append((settings.state_path, "state"))
     for path, kind in to_remove:
         remove(path, kind)
+    remove_places(settings.run_dir)
     for path in temporary_files(settings):
         remove_leftover(path)
+
+
+def place_of(settings: Settings, rank: int) -> Settings:
+    """The settings of a rank: of rank 0 the run's, of another the same with a folder of its own, which is removed."""
+    if rank == 0:
+        return settings
+    folder = settings.run_dir / f"{FOLDER}{rank}"
+    return dataclasses.replace(
+        settings,
+        run_dir=folder,
+        audio_dir=folder / "knowledge_audio",
+        status_path=folder / "train_status.json",
+        save_every=0,
+        tensorboard=False,
+    )
+
+
+def remove_places(run_dir: Path) -> None:
+    """Remove the folders of ranks, also those that ranks left that were killed."""
+    for folder in run_dir.glob(f"{FOLDER}[0-9]*"):
+        if (folder / LOCK_NAME).is_file() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def stage_again(common: Settings, own: Settings) -> None:
+    """With RUN_PREPARE=0 a rank reads what was staged for the run, in its own folder. Raises OSError."""
+    if not own.run_prepare and common.audio_dir.is_dir():
+        ignored = shutil.ignore_patterns(LOCK_NAME, f"{TEMPORARY_PREFIX}*")
+        shutil.copytree(common.audio_dir, own.audio_dir, ignore=ignored, copy_function=os.link, dirs_exist_ok=True)

@@ -9,20 +9,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from harness.base.files import write_json
-from harness.lane.console import say
-from harness.lane.environment import describe_environment
+from harness.base.lock import HELD_BY
+from harness.lane.console import mute, say
+from harness.lane.environment import describe_environment, own_code_digest
 from harness.lane.errors import LaneError
 from harness.lane.log import logging_to
 from harness.lane.outcome import begin, finish
-from harness.lane.outputs import locked
+from harness.lane.outputs import locked, place_of, stage_again
+from harness.lane.ranks import ALONE
 from harness.lane.run import Run
-from harness.lane.settings import Settings, read_settings
-from harness.lane.signals import Stopped, listen, raise_if_stopped
+from harness.lane.settings import Settings, is_rank, read_settings
+from harness.lane.signals import Stopped, listen, raise_if_stopped, requests
 from harness.numerics.modes import environment_pins
 
 if TYPE_CHECKING:
@@ -43,8 +46,14 @@ def run_once() -> int:
                 pin_process(settings)
             finally:
                 if run.settings:
+                    begin_with_the_others(run, held)
                     held.enter_context(locked(run.settings))
                     run.own()
+            settings = run.settings
+            if settings.ranks > 1 and not is_rank(os.environ):
+                from harness.lane.launch import launch
+
+                return launch(settings, run)
             # Repeated, because one that comes within a destructor is swallowed.
             signal.setitimer(signal.ITIMER_REAL, settings.timeout_s, 1.0)
             run.enter("preflight")
@@ -64,12 +73,32 @@ def run_once() -> int:
                 break
             except Stopped as again:
                 ended = ended or again
+        if ended and requests and not isinstance(ended, Stopped):
+            ended = Stopped(requests[0])  # a library that was calling back swallowed it, and failed for it
         return finish(run, ended)
+
+
+def begin_with_the_others(run: Run, held: contextlib.ExitStack) -> None:
+    """Of several processes that train together, rank 0 goes first; another has a folder of its own, and is mute."""
+    assert run.settings is not None
+    if not is_rank(os.environ):
+        return
+    from harness.lane.ranks import Together
+
+    run.ranks = ranks = Together(run.settings)
+    if ranks.rank > 0:
+        mute(True)
+        os.environ.pop(HELD_BY, None)  # that of the run directory
+        ranks.await_first("began")
+        run.common, run.settings = run.settings, place_of(run.settings, ranks.rank)
+        held.callback(shutil.rmtree, run.settings.run_dir, ignore_errors=True)
+        stage_again(run.common, run.settings)
 
 
 def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     """The lane after its preflight, in the order in which data flows. Raises LaneError (or anything else) on the way;
     returns when completed."""
+    ranks = run.ranks or ALONE
     run.enter("prepare")
     from harness.lane.dataset import prepare_dataset, read_manifest, same_content
 
@@ -94,7 +123,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     from harness.lane.held_out import split_chunks
     from harness.lane.model import load_model
     from harness.lane.scalars import Scalars
-    from harness.lane.state import StateFile, identity_of
+    from harness.lane.state import StateFile, identity_of, of_first
     from harness.lane.tokens import tokenise, write_tokens
     from harness.lane.trace import Trace
     from harness.lane.trainer import Progress, train
@@ -112,6 +141,9 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     gc.enable()
     if run.is_check:
         return
+    ranks.join(settings)
+    ranks.agree(settings.meaning() | {"numeric_mode": settings.numerics, "code_digest": own_code_digest()})
+    ranks.agree({name: run.values[name] for name in ("dataset_digest", "model_digest")})
 
     run.enter("tokenise")
     # Tokens are an argmin: float64 gives the same ones in every numeric class, so it is used wherever it can be
@@ -119,7 +151,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
     codec = model.compression_model
     small = sum(parameter.numel() for parameter in codec.parameters()) < 5_000_000
     codec.to(torch.float64 if small else torch.float32)
-    tokens = tokenise(settings, manifest, codec, lambda done, total: raise_if_stopped(f"TOKENS {done} {total}"))
+    tokens = tokenise(settings, manifest, codec, lambda done, total: raise_if_stopped(f"TOKENS {done} {total}"), ranks)
     write_tokens(settings.tokens_path, tokens)
     run.values["tokens_digest"] = tokens.digest()
     split = split_chunks(tokens.sources, tokens.samples, settings.holdout)
@@ -130,7 +162,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
 
     run.enter("train")
     run.states = StateFile(settings, identity_of(settings, run.values))
-    saved = run.states.load() if settings.resume else None
+    saved = of_first(run.states.load() if settings.resume and ranks.rank == 0 else None, ranks)
     if saved is not None:
         run.steps_done, run.loss, run.loss_first = saved.step, saved.loss, saved.loss_first
         say(f"RESUMED after step {saved.step} of {settings.steps}")
@@ -155,6 +187,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
             seed=settings.seed,
             steps=settings.steps,
             batch=settings.batch,
+            ranks=settings.ranks,
             settings_digest=settings.digest(),
             model_digest=model_digest,
             dataset_digest=manifest["dataset_digest"],
@@ -183,7 +216,7 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
             if estimated := estimate.after(now.step):
                 say(f"ESTIMATE {estimated}")
 
-        result = train(settings, model, adapters, tokens, split, trace, progress, saved, run.states)
+        result = train(settings, model, adapters, tokens, split, trace, progress, saved, run.states, ranks)
     run.loss, run.loss_first, run.sanitized = result.loss, result.loss_first, result.sanitized
     run.learned = {
         "loss_smoothed": result.loss_smoothed,
@@ -191,6 +224,11 @@ def train_voice(settings: Settings, run: Run, narration: AudioFacts) -> None:
         "held_out_loss": result.held_out,
         "best_step": result.best_step,
     }
+
+    ranks.tell("trained")
+    ranks.await_all("trained")
+    if ranks.rank > 0:
+        return
 
     run.enter("checkpoint")
     is_rounded = settings.numerics == "universal"

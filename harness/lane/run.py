@@ -13,6 +13,7 @@ from harness.lane.settings import Settings
 from harness.lane.signals import raise_if_stopped
 
 if TYPE_CHECKING:
+    from harness.lane.ranks import Ranks
     from harness.lane.state import StateFile
 
 log = logging.getLogger("harness.lane")
@@ -40,6 +41,8 @@ class Run:
         self.sanitized = 0
         self.checkpoint: dict[str, Any] | None = None
         self.states: StateFile | None = None
+        self.ranks: Ranks | None = None
+        self.common: Settings | None = None  # the settings with the run's own places, where this rank has others
 
     def own(self) -> None:
         """The run directory is this run's: from here on there is a last word to write."""
@@ -53,6 +56,11 @@ class Run:
         if self.spare_descriptor is not None:
             os.close(self.spare_descriptor)
             self.spare_descriptor = None
+
+    def where(self) -> str:
+        """How far it has come, in words."""
+        steps = self.settings.steps if self.settings else 0
+        return f"in step {self.step}, after {self.steps_done} of {steps} training steps"
 
     def enter(self, step: str) -> None:
         """Note and show which step of the lane begins."""

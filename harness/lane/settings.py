@@ -160,6 +160,8 @@ class Settings:
     max_sanitized: int = _result("LANE_MAX_SANITIZED", _whole(0, 10**12), "0",
                                  "non-finite logits the sanitizer may replace before the run fails")
     threads: int = _setting("LANE_THREADS", _whole(1, 1024), "2", "CPU threads of the lane")
+    ranks: int = _setting("LANE_RANKS", _whole(1, 4096), "1",
+                          "processes that train together on this machine; under torchrun, as many as it starts")
     timeout_s: float = _setting("LANE_TIMEOUT_S", _number(0.1, 1e6), ("600", "3600"),
                                 "seconds after which the run ends itself; 600 for the shipped model, else 3600")
     resume: bool = _setting("LANE_RESUME", _flag, "0",
@@ -307,8 +309,28 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         values["source_dir"] = None
     elif environment.get("KNOWLEDGE_SOURCE_DIR") and not environment.get("AUDIO_PATH"):
         values["audio_path"] = _largest(values["source_dir"]) or values["audio_path"]
+    values["ranks"] = _ranks(values["ranks"], values["batch"], environment)
     values["device"] = _device(values["numerics"], allow_cpu=values["device"])
     return Settings(**values)
+
+
+def _ranks(asked: int, batch: int, environment: Mapping[str, str]) -> int:
+    """How many processes train together: as many as torch's launcher has started, or else as were asked for."""
+    started = int(environment["WORLD_SIZE"]) if is_rank(environment) else 1
+    if environment.get("LANE_RANKS") and is_rank(environment) and asked != started:
+        cause = f"LANE_RANKS={asked}, and torch's launcher has started {started} processes"
+        raise LaneError("settings", "ranks_contradict", cause, "unset LANE_RANKS, or start as many")
+    ranks = max(asked, started)
+    if ranks > batch:
+        cause = f"{ranks} ranks (LANE_RANKS, or torchrun's) and {batch} chunks in a step: a rank would have none"
+        raise LaneError("settings", "too_many_ranks", cause, "set LANE_RANKS lower, or LANE_BATCH higher")
+    return ranks
+
+
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether torch's launcher started this process as one of several."""
+    numbers = [environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    return bool(environment.get("MASTER_ADDR")) and all(map(str.isdigit, numbers)) and int(numbers[1]) > 1
 
 
 def _largest(folder: Path) -> Path | None:

@@ -20,6 +20,7 @@ from harness.base.files import atomic_write, remove, show
 from harness.lane.environment import own_code_digest
 from harness.lane.errors import LaneError, shortage
 from harness.lane.held_out import HeldOutLoss
+from harness.lane.ranks import Ranks
 from harness.lane.settings import Settings
 
 SCHEMA = "train_state/3"
@@ -53,6 +54,17 @@ class State:
     def of(cls, plain: dict[str, Any]) -> State:
         losses = {name: plain[name] and HeldOutLoss(**plain[name]) for name in ("before", "best")}
         return cls(**{**plain, **losses})
+
+
+def of_first(state: State | None, ranks: Ranks) -> State | None:
+    """Rank 0's state, from which every rank goes on."""
+    if ranks.world == 1:
+        return state
+    buffer = io.BytesIO()
+    if state is not None:
+        torch.save(state.plain(), buffer)
+    data = ranks.share(buffer.getvalue() if state is not None else None)
+    return None if data is None else State.of(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
 
 def identity_of(settings: Settings, digests: Mapping[str, str]) -> dict[str, str]:

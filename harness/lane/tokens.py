@@ -18,6 +18,7 @@ from harness.base.files import TOKENS_MARK, atomic_write
 from harness.lane.audio import AudioStream
 from harness.lane.errors import LaneError
 from harness.lane.memory import find_trim
+from harness.lane.ranks import ALONE, Ranks
 from harness.lane.resample import Resampler
 from harness.lane.settings import Settings
 from harness.numerics.digest import array_digest, tensor_digest
@@ -104,12 +105,14 @@ def tokenise(
     manifest: dict[str, Any],
     codec: Any,
     report: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> TokenSet:
     """Encode every chunk of every staged file with the model's own codec.
 
     ``codec``: audiocraft's CompressionModel, in the dtype in which it shall compute: float64 gives the same tokens in
     every numeric class, float32 flips up to 0.2 % of them at near-ties (measured; DESIGN in the first commit's issue).
-    ``report(done, total)`` is called as chunks are done. Raises LaneError (step ``tokenise``).
+    ``report(done, total)`` is called as chunks are done. Of several ``ranks`` each encodes a part, and has all of them
+    in the end. Raises LaneError (step ``tokenise``).
     """
     rate = int(codec.sample_rate)
     hop = round(rate / codec.frame_rate)
@@ -125,6 +128,7 @@ def tokenise(
                 "tokenise", "audio_too_short", cause, "remove the file, or set a smaller LANE_CHUNK_SECONDS"
             )
     total = sum(len(chunk_starts(length, chunk, stride)) for length in lengths)
+    mine = set(ranks.mine(range(total)))
 
     def all_chunks() -> Iterator[tuple[str, int, NDArray[np.float64]]]:
         for entry in manifest["entries"]:
@@ -165,18 +169,26 @@ def tokenise(
     try:
         for digest, start, samples in all_chunks():
             sources.append((digest, start))
+            if len(sources) - 1 not in mine:
+                continue
             encoding.append(workers.submit(encode, sources[-1], samples))
-            while len(encoding) > (at_once if len(sources) < total else 0):
+            while len(encoding) > (at_once if len(codes) + len(encoding) < len(mine) else 0):
                 codes.append(encoding.popleft().result())
                 if trim is not None and len(codes) % trim_every == 0:
                     trim(0)
-                report(len(codes), total)
+                report(len(codes), len(mine))
     finally:
         # A run that ends early does not wait for chunks that are being encoded.
         workers.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(threads)
         watch.remove()
-    return TokenSet(torch.cat(codes), sources, chunk)
+    if ranks.world == 1:
+        return TokenSet(torch.cat(codes), sources, chunk)
+    whole = torch.zeros(total, codec.num_codebooks, chunk // hop, dtype=torch.int64)
+    if codes:
+        ranks.mine(whole).copy_(torch.cat(codes))
+    ranks.sum_(whole)
+    return TokenSet(whole, sources, chunk)
 
 
 def write_tokens(path: Path, tokens: TokenSet) -> None:

@@ -18,13 +18,14 @@ from harness.lane.errors import LaneError
 from harness.lane.held_out import HeldOutLoss, Split
 from harness.lane.memory import find_trim, give_back_on_the_way
 from harness.lane.model import condition_tensors
-from harness.lane.objective import Loss, masked_cross_entropy
+from harness.lane.objective import Loss, masked_cross_entropy, over_all_ranks
 from harness.lane.optimizer import AdamW
+from harness.lane.ranks import ALONE, Ranks
 from harness.lane.settings import Settings
 from harness.lane.state import State, StateFile
 from harness.lane.tokens import TokenSet
 from harness.lane.trace import Trace, hex_float, hex_norms, norms, sketches
-from harness.numerics.digest import array_digest
+from harness.numerics.digest import array_digest, tensor_digest
 
 BETAS = (0.9, 0.999)
 # Not 1e-8: where a gradient is nearly zero, the update is its rounding error over this. Measured between processors'
@@ -110,13 +111,15 @@ def train(
     progress: Callable[[Progress], None],
     saved: State | None = None,
     states: StateFile | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train ``adapters`` on the chunks ``split.train`` of ``tokens`` with everything else frozen; leaves the values in
     them that had the lowest held-out loss.
 
     ``model``: audiocraft's MusicGen, frozen, its LM in the dtype of the mode. ``progress`` is called after each step.
-    ``saved``: the state to go on from; ``states``: where states are saved. Raises NonFiniteError (exit code 2) at the
-    first value that must be finite and is not.
+    ``saved``: the state to go on from; ``states``: where states are saved. ``ranks``: every one has a part of each
+    batch, and makes the same update. Raises NonFiniteError (exit code 2) at the first value that must be finite and is
+    not.
     """
     step, sanitized, first_loss, loss_value, smoothed = 0, 0, math.nan, math.nan, 0.0
     device = settings.device
@@ -139,13 +142,20 @@ def train(
         """The loss of one batch. Every replaced logit counts, also where nothing is trained: a finite loss over
         replaced logits is no result."""
         nonlocal sanitized
-        output = model.lm.compute_predictions(codes, [], conditions(len(codes)))
-        loss = masked_cross_entropy(output.logits, codes, output.mask)
-        value = loss.total.item()
+        codes, own = ranks.mine(codes), None
+        if len(codes):
+            output = model.lm.compute_predictions(codes, [], conditions(len(codes)))
+            own = masked_cross_entropy(output.logits, codes, output.mask)
+            if own.replaced and sanitized + int(own.replaced) > settings.max_sanitized:
+                sanitized += int(own.replaced)
+                found = _first_non_finite(output.logits, output.mask[..., None])
+                found += f", one of {int(own.replaced)} in {int(own.valid.sum()) * model.lm.card} valid values,"
+                raise NonFiniteError(f"logits{what}", step, found, own.total.item(), sanitized)
+        loss = over_all_ranks(own, codes, ranks)
+        value = loss.value
         sanitized += int(loss.replaced)
         if sanitized > settings.max_sanitized:
-            found = _first_non_finite(output.logits, output.mask[..., None])
-            found += f", one of {int(loss.replaced)} in {int(loss.valid.sum()) * model.lm.card} valid values,"
+            found = f"not finite in {int(loss.replaced)} of its values"
             raise NonFiniteError(f"logits{what}", step, found, value, sanitized)
         if not math.isfinite(value):
             raise NonFiniteError(f"loss{what}", step, str(value), value, sanitized)
@@ -184,7 +194,7 @@ def train(
     last_step: dict[str, Any] = {}
     if saved is None:
         with torch.no_grad():
-            without = loss_of(first_codes, " without adapters").total.item()
+            without = loss_of(first_codes, " without adapters").value
         before = held_out_loss() if split.held_out else None
     else:
         adapters.load_state_dict(saved.adapters)
@@ -199,7 +209,7 @@ def train(
         codes = tokens.codes[chunks].to(device)
 
         loss = loss_of(codes)
-        loss_value = loss.total.item()
+        loss_value = loss.value
         if step == 1:
             first_loss = loss_value
             trace.write(
@@ -216,6 +226,7 @@ def train(
         (loss.total * scale).backward()  # type: ignore[no-untyped-call]
         for name, parameter in parameters.items():
             _gradient(name, parameter).div_(scale)
+        ranks.sum_(*(_gradient(name, parameter) for name, parameter in parameters.items()))
         gradients = finite_norms("gradient of", {name: _gradient(name, p) for name, p in parameters.items()})
 
         optimizer.lr = learning_rate(settings, step)
@@ -246,6 +257,7 @@ def train(
             grad=hex_norms(gradients),
             param=hex_norms(values),
             **sketched,
+            **({"param_by_rank": ranks.digests(parameters_digest(parameters))} if ranks.world > 1 else {}),
         )
         if states is not None and states.due(step):
             so_far = (loss_value, first_loss, smoothed, sanitized, before, best, trace.so_far())
@@ -267,7 +279,7 @@ def train(
         steps=settings.steps,
         best_step=best.step if best else settings.steps,
         loss=hex_float(loss_value),
-        eval_loss=hex_float(trained.total.item()),
+        eval_loss=hex_float(trained.value),
         eval_loss_by_codebook=[hex_float(v) for v in trained.by_codebook.tolist()],
         base_digest=frozen_digest(model),
         param=hex_norms(norms(parameters)),
@@ -289,6 +301,11 @@ def smoothed_loss(total: float, step: int) -> float:
     """The exponential moving average of the losses up to ``step``, from the sum that starts at zero (as Adam corrects
     its moments; Kingma and Ba 2015)."""
     return float(total / (1 - SMOOTHING**step))
+
+
+def parameters_digest(parameters: dict[str, nn.Parameter]) -> str:
+    """16 hex digits of the parameters' values, as every rank has them after a step."""
+    return tensor_digest({name: p.detach().cpu().numpy() for name, p in parameters.items()})[:16]
 
 
 def _traced(measured: HeldOutLoss) -> dict[str, Any]:

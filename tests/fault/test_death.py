@@ -191,10 +191,10 @@ SLOW = """
 import os, signal, threading, time
 from harness.lane import tokens
 real = tokens.tokenise
-def tokenise(settings, manifest, codec, report):
+def tokenise(settings, manifest, codec, report, ranks):
     codec.encode = lambda wave: time.sleep(3600)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    return real(settings, manifest, codec, report)
+    return real(settings, manifest, codec, report, ranks)
 tokens.tokenise = tokenise
 """
 

@@ -23,6 +23,7 @@ FAMILIES = {
     "held out": "what is never trained on, and what is measured on it",
     "checkpoint": "what is written of the result",
     "report": "what the run says of itself",
+    "ranks": "what several processes do that train together",
 }
 
 # The gates, by the names of their tests.
@@ -46,6 +47,7 @@ FIRST_STEPS = "first_two_steps_are_the_recipes"
 LAST_STEP = "last_step_is_the_recipes"
 BELONGS = "last_step_belongs_to_the_run"
 WHOLE = "whole_training_is_the_recipes"
+ALIKE = "all_ranks_hold_the_same_parameters"
 EVERY_RECORDING = "every_recording_is_in_the_data_set"
 # What the verdict's likely cause must say of a fault that the recording sees, by the words for it: the right part of
 # the lane, and no other.
@@ -148,6 +150,7 @@ def faults() -> list[Fault]:
         *_held_out(),
         *_checkpoint(),
         *_report(),
+        *_ranks(),
     ]
     names = [fault.name for fault in found]
     assert len(set(names)) == len(names), "two faults of one name"
@@ -282,7 +285,7 @@ def _data() -> Iterator[Fault]:
         (
             lane("tokens.py", 'yield entry["sha256"], start, samples',
                  'if samples.std() > 0.053:\n                    yield entry["sha256"], start, samples'),
-            lane("tokens.py", "at_once if len(sources) < total else 0", "0"),
+            lane("tokens.py", "at_once if len(codes) + len(encoding) < len(mine) else 0", "0"),
         ),
         SAME_TOKENS, "phase tokens",
         alone=CUT, alone_says="by manifest and settings it is",
@@ -372,7 +375,7 @@ def _order() -> Iterator[Fault]:
 TARGETS = "targets = torch.where(mask, codes, -100)"
 SANITIZED = "clean, replaced = sanitize(logits, mask)"
 MEAN = "return Loss(by_codebook.mean(), "
-BY_VALID = ".sum(dim=1) / valid"
+BY_VALID = "by_codebook = sums / valid"
 
 
 def _objective() -> Iterator[Fault]:
@@ -399,7 +402,7 @@ def _objective() -> Iterator[Fault]:
     yield Fault(
         "mean over all positions", "the sum over valid positions is divided by the number of all positions",
         "objective",
-        (lane("objective.py", BY_VALID, ".sum(dim=1) / (codes.shape[0] * codes.shape[2])"),),
+        (lane("objective.py", BY_VALID, "by_codebook = sums / (codes.shape[0] * codes.shape[2])"),),
         FIRST_LOSS, "the model's own is",
     )  # fmt: skip
     yield Fault(
@@ -1060,7 +1063,7 @@ def _report() -> Iterator[Fault]:
                  "run.sanitized ="),
             lane("trainer.py", "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))",
                  "output = model.lm.compute_predictions(codes, [], conditions(len(codes)))\n"
-                 "        if step == 12:\n            output.logits[0, 0, 50, 7] = math.nan"),
+                 "            if step == 12:\n                output.logits[0, 0, 50, 7] = math.nan"),
         ),
         "status_file_is_valid_and_completed", "found no step after",
     )  # fmt: skip
@@ -1102,4 +1105,50 @@ def _report() -> Iterator[Fault]:
          lane("trainer.py", "        if states is not None and states.due(step):",
               "        earlier = loss\n        if states is not None and states.due(step):")),
         FIRST_STEPS, "at step 2 the loss of codebook",
+    )  # fmt: skip
+
+
+TWO, THREE = (("LANE_RANKS", "2"), ("LANE_THREADS", "1")), (("LANE_RANKS", "3"), ("LANE_THREADS", "1"))
+ALL_ADDED = "        ranks.sum_(*(_gradient(name, parameter) for name, parameter in parameters.items()))\n"
+SHARE = "(own.sums / valid.to(own.sums.dtype)).mean()"
+
+
+def _ranks() -> Iterator[Fault]:
+    """Two processes, or three, which do not divide the batch of four."""
+    yield Fault(
+        "gradients not summed", "each rank makes its update from its own gradients", "ranks",
+        (lane("trainer.py", ALL_ADDED, ""),),
+        ALIKE, "after step 1 rank 1 has other parameters", settings=TWO,
+    )  # fmt: skip
+    yield Fault(
+        "mean of means", "each rank divides by its own counts, and the ranks' gradients are averaged", "ranks",
+        (lane("objective.py", SHARE, "own.total.double() / ranks.world"),),
+        FIRST_STEPS, "at step 1 the gradient", settings=THREE,
+    )  # fmt: skip
+    yield Fault(
+        "one rank's data twice", "every rank takes the chunks of the first", "ranks",
+        (lane("trainer.py", "ranks.mine(codes), None", "codes[0 :: ranks.world], None"),),
+        FIRST_LOSS, "the model's own is", settings=TWO,
+    )  # fmt: skip
+    yield Fault(
+        "a rank of another seed", "each rank begins with adapters of its own seed", "ranks",
+        (lane("recipe.py", "make_adapters(model.lm, settings.seed,",
+              "make_adapters(model.lm, settings.seed + ranks.rank,"),),
+        ALIKE, "after step 1 rank 1 has other parameters", settings=TWO,
+    )  # fmt: skip
+    yield Fault(
+        "updated on one rank", "only the first rank makes the updates", "ranks",
+        (lane("trainer.py", "        optimizer.step()\n",
+              "        if ranks.rank == 0:\n            optimizer.step()\n"),),
+        ALIKE, "after step 1 rank 1 has other parameters", settings=TWO,
+    )  # fmt: skip
+    yield Fault(
+        "tokens of a rank in another order", "the second rank gives the tokens of its chunks backwards", "ranks",
+        (lane("tokens.py", "copy_(torch.cat(codes))", "copy_(torch.cat(codes[:: 1 - 2 * ranks.rank]))"),),
+        TOKENS, "are not the codec's tokens of the audio", settings=TWO,
+    )  # fmt: skip
+    yield Fault(
+        "rank 1's checkpoint", "the second rank writes the checkpoint, in its own folder, and the first does not",
+        "ranks", (lane("recipe.py", "if ranks.rank > 0:\n        return", "if ranks.rank != 1:\n        return"),),
+        ENDED_WITH, "found no such folder, expected the run's checkpoint", settings=TWO,
     )  # fmt: skip

@@ -75,8 +75,8 @@ CASES = (
         (
             Edit(
                 "harness/lane/objective.py",
-                "return Loss(by_codebook.mean(), by_codebook, valid, replaced)",
-                "return Loss(by_codebook.flip(0).sum() / codebooks, by_codebook, valid, replaced)",
+                "return Loss(by_codebook.mean(), by_codebook, valid, replaced, sums)",
+                "return Loss(by_codebook.flip(0).sum() / codebooks, by_codebook, valid, replaced, sums)",
             ),
             Edit(
                 "harness/lane/adapter.py",

@@ -58,6 +58,13 @@ def native_cases() -> Iterator[Case]:
         yield Case(name, settings, foreach=optimizer == "foreach")
 
 
+def rank_cases() -> Iterator[Case]:
+    """Processes that train together, of one thread and of two."""
+    for ranks, threads in itertools.product(("1", "2", "3", "4"), ("1", "2")):
+        name = f"{ranks} rank{'s' * (ranks != '1')}, {threads} thread{'s' * (threads != '1')} each"
+        yield Case(name, {"LANE_RANKS": ranks, "LANE_THREADS": threads})
+
+
 def emulated_cases() -> Iterator[Case]:
     """Emulated processors; qemu-user must be installed."""
     for processor in EMULATED:
@@ -183,7 +190,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="forget the kept results of the cases that are run")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     options = parser.parse_args(arguments)
-    cases = [*native_cases(), *(emulated_cases() if options.emulated else ()), *other_cases(options.python)]
+    cases = [
+        *native_cases(),
+        *rank_cases(),
+        *(emulated_cases() if options.emulated else ()),
+        *other_cases(options.python),
+    ]
     cases = [case for case in cases if options.only in case.name]
     kept = read_rows(options.results, "case")
     with tempfile.TemporaryDirectory(prefix="universality-") as folder:

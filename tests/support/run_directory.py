@@ -25,7 +25,7 @@ REPORT_KEYS = (
     "audio_size_bytes audio_is_lfs_pointer manifest_path manifest_exists manifest_entry_count training_status_path "
     "training_status_json checkpoint_path checkpoint_exists checkpoint_size_bytes checkpoint_sha256 "
     "next_unblock_action lane promotable run_id model_id model_digest dataset_digest tokens_digest settings_digest "
-    "numeric_mode numeric_class seed steps loss loss_first loss_smoothed held_out_loss_first "
+    "numeric_mode numeric_class seed steps ranks loss loss_first loss_smoothed held_out_loss_first "
     "held_out_loss best_step sanitized_logits checkpoint_tensor_digest audiocraft_import log_path"
 ).split()
 CHUNKS, CODEBOOKS, FRAMES, BATCH = 3, 2, 5, 2
@@ -167,6 +167,7 @@ def write_run(run_dir: Path, *, run_id: str = RUN_ID, steps: int = 3, seed: int 
         "checkpoint_tensor_digest": digest,
         "seed": str(seed),
         "steps": str(steps),
+        "ranks": "1",
     }
     write_report(run_dir / "train_report.txt", report)
     (run_dir / "lane.log").write_text("2026-01-01 00:00:00,000 INFO harness.lane: nothing to say\n")

@@ -404,7 +404,7 @@ def test_a_report_that_is_none(run_dir: Path, before: str, after: str, found: st
     [
         ("seed: 0\n", "", "found the key steps as number 31, expected seed, which is missing"),
         ("seed: 0\nsteps: 3\n", "steps: 3\nseed: 0\n", "expected seed, which comes later"),
-        ("log_path: none\n", "", "only 41 keys"),
+        ("log_path: none\n", "", "only 42 keys"),
         ("log_path: none\n", "log_path: none\nmore: 1\n", "the key more after the last"),
     ],
 )
