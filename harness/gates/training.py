@@ -268,7 +268,7 @@ def test_adapter_starts_as_the_identity(lane_run: RunEvidence, measured: Measure
 
 
 def test_all_ranks_hold_the_same_parameters(lane_run: RunEvidence, measured: Measured) -> None:
-    """All processes that trained together have the same parameters after each step; the files agree on their number."""
+    """All processes that trained together have the same parameters after each step; the files say how many they are."""
     trace = lane_run.trace
     ranks = trace.header.ranks
     measured(f"ranks: {ranks}")
