@@ -126,7 +126,16 @@ def _object(kind: Any, *_: Any) -> Any:
     return kind()
 
 
+def _attribute(owner: Any, name: Any) -> Any:
+    """What an attribute stands for: of a class, a member (of an enum, as Python 3.11.2 pickles it). None is got."""
+    if isinstance(owner, Global) and isinstance(name, str):
+        return Opaque(one_line(f"{owner.name}.{name}", 120))
+    return Opaque("builtins.getattr", (owner, name))
+
+
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "getattr"): _attribute,
+    ("__builtin__", "getattr"): _attribute,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_of,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,

@@ -43,7 +43,8 @@ def short(reasons: Mapping[str, Sequence[str]]) -> Iterator[str]:
             bought.setdefault(reason, []).extend(names)
     for reason, names in (bought | others).items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield f"  {len(names)} {reason}: {', '.join(names[:SHOWN])}{more}"
+        # Sorted: several processes report them in an order of their own.
+        yield f"  {len(names)} {reason}: {', '.join(sorted(names)[:SHOWN])}{more}"
 
 
 class Applicable:

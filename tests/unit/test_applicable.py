@@ -17,8 +17,8 @@ def test_a_line_for_each_line_of_the_table_that_buys_gates() -> None:
     }
     assert list(short(reasons)) == [
         '  4 with trace = "watch" (a PyTorch program) in its table: a, b, c and 1 more',
-        '  2 with status = {path = "FILE.json", loss = "NAME"} in its table: loss curve, last loss',
+        '  2 with status = {path = "FILE.json", loss = "NAME"} in its table: last loss, loss curve',
         "  1 this session makes 1 training; with --lane-runs=2 it is judged: second run",
-        "  3 on a report and files as docs/evidence.md has them, which the lane does not leave: loss falls, "
-        "root cause is none, ids",
+        "  3 on a report and files as docs/evidence.md has them, which the lane does not leave: ids, "
+        "loss falls, root cause is none",
     ]
