@@ -179,7 +179,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
         project, "-B", "-p", "no:xdist", "--lane", "numpy", "--snapshot-update", "--baseline-reason", "a first result"
     )
     assert code == 0, text
-    assert "13 passed" in text and "not applicable: 38 gates, which have judged nothing; 13 have" in text
+    assert "13 passed" in text and "not applicable: 39 gates, which have judged nothing; 13 have" in text
     assert "on a report and files as docs/evidence.md has them" in text and "recorded " in text
     baselines = list((project / "baselines" / "numpy").glob("*.json"))
     assert len(baselines) == 1
@@ -199,7 +199,7 @@ def test_a_numpy_lane_from_nothing_to_a_baseline_that_holds_and_one_that_does_no
     told = explain(project / "artifacts" / "numpy", baselines[0])
     assert told.differ and "loss" in told.text() and "ended early" not in told.text()
     summary, there = render(project / "artifacts" / "numpy")
-    assert there and "regression" in summary and "38 not applicable" in summary
+    assert there and "regression" in summary and "39 not applicable" in summary
 
 
 def test_a_session_in_which_nothing_is_judged_fails(project: Path) -> None:
